@@ -1,0 +1,265 @@
+"""Carry Flask's context and contextvars into threads, pools, timers and event loops."""
+
+# SPDX-License-Identifier: MIT-0
+
+import contextvars
+import copy
+import functools
+import inspect
+import io
+import sys
+import types
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any, NoReturn, ParamSpec, TypeVar, cast
+
+import flask.ctx
+from flask import current_app, g, has_app_context, has_request_context, request, session
+from werkzeug.datastructures import EnvironHeaders
+
+__all__ = ["carry_context"]
+__version__ = "1.0.0"
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_FORM_TYPES = {
+    "multipart/form-data",
+    "application/x-www-form-urlencoded",
+    "application/x-url-encoded",
+}
+
+
+def carry_context(func: Callable[P, R], /) -> Callable[P, R]:
+    """Make a function run, wherever it is called, in the context that is active now.
+
+    Call this inside a view, and hand the result to a thread, a pool, a timer, a
+    greenlet or an event loop::
+
+        @app.route("/report")
+        def report():
+            @carry_context
+            def part(item):
+                return f"{item} of {g.tenant}, for {session['user']}"
+
+            parts = list(executor.map(part, request.args.getlist("item")))
+            executor.submit(carry_context(send_mail), parts)
+            threading.Thread(target=carry_context(index), args=[parts]).start()
+            threading.Timer(60, carry_context(clean_up)).start()
+            return parts
+
+    What is carried: shallow copies, as of now, of the request, the session and the
+    attributes of ``g``; the context variables; the application. With an app context
+    alone (a command, a start-up job), all of that but request and session.
+
+    What each call gets: an app context, ``g``, request, session and context variables
+    of its own, so that one result can be called many times, also at once. Nothing is
+    written back, not to the session cookie either. The URL is not matched again.
+    Teardown functions run when the call ends, and are given its exception.
+
+    Who owns what in ``g``: what a call adds is its own, for teardown functions to find
+    and close. What was carried is borrowed, and taken out before they run, so that
+    they close nothing that the view still uses. A task that wants a connection of its
+    own begins with ``g.pop("db", None)``, and with ``g.pop("_login_user", None)`` for
+    Flask-Login to load the user through it.
+
+    The request body: what the view has read by now, with ``get_json()``, ``form`` or
+    ``get_data()``, can be read in the call. What it has not read stays the view's: in
+    the call, reading it raises :exc:`RuntimeError`. Uploads close with the request of
+    the view, so save them there.
+
+    Coroutine functions: the result is one too. Every step of the body runs in the
+    context of the call, on whatever loop awaits it. To run one in a pool::
+
+        executor.submit(carry_context(asyncio.run), work())
+
+    :param func: any callable but a generator function.
+    :return: a callable with the same parameters and result. It cannot be pickled, so
+        it does not cross to another process: pass plain data there.
+    :raises TypeError: if ``func`` is not callable, or is a generator function, whose
+        body would run outside of the context.
+    :raises RuntimeError: if no context is active, or if a request is, and ``func``
+        belongs to a module being imported: every later call would carry that request.
+
+    Unlike :func:`flask.copy_current_request_context`, it carries ``g``
+    (pallets/flask#3306), isolates the calls from the view and from each other, and
+    can run more than once at a time (pallets/flask#5252).
+    """
+    task: Any = func
+    while isinstance(task, functools.partial):
+        task = cast(Any, task).func
+    _refuse(task)
+    snapshot = _Snapshot()
+
+    if _any(inspect.iscoroutinefunction, task):
+
+        async def run_async(*args: P.args, **kwargs: P.kwargs) -> Any:
+            with _Context(snapshot):
+                return await cast(Any, func(*args, **kwargs))
+
+        @functools.wraps(func)
+        async def carried_async(*args: P.args, **kwargs: P.kwargs) -> Any:
+            return await _steps(snapshot.variables.copy(), run_async(*args, **kwargs))
+
+        return cast("Callable[P, R]", carried_async)
+
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        with _Context(snapshot):
+            return func(*args, **kwargs)
+
+    @functools.wraps(func)
+    def carried(*args: P.args, **kwargs: P.kwargs) -> R:
+        return snapshot.variables.copy().run(run, *args, **kwargs)
+
+    return carried
+
+
+class _Snapshot:
+    """What is active now. All calls share it, and none changes it."""
+
+    def __init__(self) -> None:
+        self.variables = contextvars.copy_context()
+        self.app = current_app.app_context().app
+        self.g = dict(vars(g))
+        self.request = copy.copy(request) if has_request_context() else None
+        if self.request is None:
+            return
+        self.session = copy.copy(session)
+        environ = self.request.environ.copy()
+        environ.pop("werkzeug.request", None)  # It would keep the view's alive.
+        parsed = "form" in vars(self.request) and self.request.mimetype in _FORM_TYPES
+        has_body = self.request.content_length or "HTTP_TRANSFER_ENCODING" in environ
+        self.body = _UnreadBody if has_body and not parsed else io.BytesIO
+        vars(self.request).update(
+            environ=environ,
+            view_args=copy.copy(self.request.view_args),
+            close=lambda: None,  # Popping calls it, which would close the uploads.
+        )
+        # Up to Flask 2.1, a push first pops the context that a debugger or a test
+        # client preserved. Cover the view's, unless the stack belongs to the thread.
+        preserving = hasattr(self.app, "preserve_context_on_exception")
+        if preserving and not contextvars.Context().run(has_request_context):
+            self.variables.run(_push, self.contexts()[-1])
+
+    def contexts(self) -> list[Any]:
+        """Return the new contexts to push for one call; the first has ``g``."""
+        if self.request is None:
+            return [self.app.app_context()]
+        request, session = copy.copy(self.request), copy.copy(self.session)
+        request.environ = environ = self.request.environ.copy()
+        environ["wsgi.input"] = body = self.body()
+        app, ctx = self.app, vars(flask.ctx)
+        contexts = (  # Flask 3.2 has one context for both, pallets/flask#5639.
+            [app.app_context(), ctx["RequestContext"](app, environ, request, session)]
+            if "RequestContext" in ctx
+            else [ctx["AppContext"](app, request=request, session=session)]
+        )
+        # Last, because making a context sets attributes of the request.
+        vars(request).update(
+            vars(self.request),
+            environ=environ,
+            headers=EnvironHeaders(environ),
+            stream=body,
+            view_args=copy.copy(self.request.view_args),
+        )
+        return contexts
+
+
+class _Context:
+    """The context of one call, pushed on entry and popped on exit."""
+
+    def __init__(self, snapshot: _Snapshot) -> None:
+        self.borrowed = snapshot.g
+        self.contexts = snapshot.contexts()
+        self.g: dict[str, Any] = vars(self.contexts[0].g)
+
+    def __enter__(self) -> None:
+        self.g.update(self.borrowed)
+        for context in self.contexts:
+            _push(context)
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        for name, value in self.borrowed.items():
+            if self.g.get(name) is value:
+                self.g.pop(name, None)
+        # Not ``with context:``, which up to Flask 2.1 may preserve it instead.
+        try:
+            self.contexts[-1].pop(error)
+        finally:
+            for context in self.contexts[:-1]:
+                context.pop(error)
+
+
+def _push(context: Any) -> None:
+    """Push without matching the URL again, as happens if there is an adapter."""
+    adapter, context.url_adapter = context.url_adapter, None
+    context.push()
+    context.url_adapter = adapter
+
+
+class _UnreadBody(io.RawIOBase):
+    """Stands in for the server's stream, which is the view's to read."""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, _: object, /) -> NoReturn:
+        raise RuntimeError(
+            "The task cannot read the request body: the view had not read it when it"
+            " called carry_context(). Read the body in the view first, with"
+            " request.get_data(), request.get_json() or request.form."
+        )
+
+
+@types.coroutine
+def _steps(
+    context: contextvars.Context, coroutine: Coroutine[Any, Any, R]
+) -> Generator[Any, Any, R]:
+    """Await a coroutine with each of its steps in the context, as in PEP 380."""
+    step = functools.partial(coroutine.send, None)
+    while True:
+        try:
+            awaited = context.run(step)
+        except StopIteration as stop:
+            return cast(R, stop.value)
+        finally:
+            del step  # It may hold an error, whose traceback holds this frame.
+        try:
+            step = functools.partial(coroutine.send, (yield awaited))
+        except BaseException as error:
+            step = functools.partial(coroutine.throw, error)
+
+
+def _any(kind: Callable[[Any], bool], task: Any) -> bool:
+    """Ask inspect about a function or, for a callable object, about its method."""
+    return kind(task) or kind(type(task).__call__)
+
+
+def _refuse(task: Any) -> None:
+    """Raise the error for what could not run in the context, or has none to run in."""
+    if not callable(task):
+        raise TypeError(
+            f"carry_context() takes a function, not {type(task).__qualname__!r}. Pass"
+            " the function, not its result: carry_context(task), without the call."
+        )
+    name = getattr(task, "__qualname__", type(task).__qualname__)
+    if _any(inspect.isgeneratorfunction, task) or _any(
+        inspect.isasyncgenfunction, task
+    ):
+        raise TypeError(
+            f"carry_context() cannot carry into the generator function {name!r}: its"
+            " body would run outside. Wrap the function that iterates over it."
+        )
+    if not has_app_context():
+        raise RuntimeError(
+            f"carry_context({name}) found no active Flask context: there is nothing to"
+            " carry. Wrap the function inside the view, or where the view hands it"
+            " over: executor.submit(carry_context(task))."
+        )
+    spec = getattr(sys.modules.get(task.__module__), "__spec__", None)
+    if has_request_context() and getattr(spec, "_initializing", False):
+        raise RuntimeError(
+            f"carry_context({name}) was called while a request imports the module"
+            f" {task.__module__!r}: every later call would carry this one request."
+            " Wrap the function inside the view, or where the view hands it over:"
+            " executor.submit(carry_context(task))."
+        )

@@ -1,0 +1,1684 @@
+"""The promises of ctxcarry, in the order in which the README makes them."""
+
+import ast
+import asyncio
+import contextlib
+import contextvars
+import copy
+import gc
+import http.client
+import importlib
+import importlib.metadata
+import inspect
+import io
+import itertools
+import json
+import multiprocessing
+import operator
+import pickle
+import queue
+import re
+import subprocess
+import sys
+import threading
+import types
+import weakref
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import flask
+import pytest
+from flask import (
+    Flask,
+    Request,
+    Response,
+    current_app,
+    g,
+    has_app_context,
+    has_request_context,
+    request,
+    session,
+    url_for,
+)
+from flask.sessions import SecureCookieSession, SessionInterface
+from werkzeug.routing import BaseConverter
+from werkzeug.serving import WSGIRequestHandler, make_server
+from werkzeug.test import Client
+
+import ctxcarry
+from ctxcarry import carry_context
+
+TENANT: contextvars.ContextVar[str] = contextvars.ContextVar("TENANT", default="none")
+HERE = Path(__file__).parent
+TIMEOUT = 20
+
+
+@pytest.fixture
+def app() -> Flask:
+    TENANT.set("none")
+    app = Flask("shop")
+    app.secret_key = "secret"
+    return app
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(4) as pool:
+        yield pool
+
+
+@pytest.fixture
+def tearing(app: Flask) -> list[tuple[str, dict[str, Any], BaseException | None]]:
+    """What teardown functions found in g, and were given, in their order."""
+    seen: list[tuple[str, dict[str, Any], BaseException | None]] = []
+
+    @app.teardown_request
+    def end_request(error: BaseException | None) -> None:
+        seen.append(("request", dict(vars(g)), error))
+
+    @app.teardown_appcontext
+    def end_app_context(error: BaseException | None) -> None:
+        seen.append(("app", dict(vars(g)), error))
+
+    return seen
+
+
+def in_thread(func: Callable[[], Any]) -> Any:
+    """Call func in a raw thread, and return or raise what it did."""
+    future: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(func())
+        except BaseException as error:
+            future.set_exception(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(TIMEOUT)
+    return future.result(0)
+
+
+# 1. The face
+
+
+def test_the_module_has_one_public_function_without_options() -> None:
+    assert ctxcarry.__all__ == ["carry_context"]
+    assert list(inspect.signature(carry_context).parameters) == ["func"]
+    assert importlib.metadata.version("ctxcarry") == ctxcarry.__version__
+
+
+def test_the_result_looks_like_the_function(app: Flask) -> None:
+    def work(item: int, *, times: int = 2) -> int:
+        """Multiply."""
+        return item * times
+
+    with app.app_context():
+        carried = carry_context(work)
+    assert carried.__name__ == "work"
+    assert carried.__doc__ == "Multiply."
+    assert inspect.signature(carried) == inspect.signature(work)
+    assert carried(3, times=4) == 12
+
+
+class Reader:
+    """What a class, its methods and its instances see of the request."""
+
+    def __init__(self, suffix: str = "") -> None:
+        self.seen = request.path + suffix
+
+    def method(self, suffix: str = "") -> str:
+        return request.path + suffix
+
+    def __call__(self, suffix: str = "") -> str:
+        return request.path + suffix
+
+
+def test_every_kind_of_callable_can_be_carried(
+    app: Flask, pool: ThreadPoolExecutor
+) -> None:
+    def function(suffix: str) -> str:
+        return request.path + suffix
+
+    @app.route("/kinds")
+    def kinds() -> dict[str, str]:
+        @carry_context
+        def decorated(suffix: str) -> str:
+            return request.path + suffix
+
+        seen = {
+            "function": pool.submit(carry_context(function), "!"),
+            "decorated": pool.submit(decorated, suffix="!"),
+            "lambda": pool.submit(carry_context(lambda end: request.path + end), "!"),
+            "method": pool.submit(carry_context(Reader().method), suffix="!"),
+            "partial": pool.submit(carry_context(partial(function, suffix="!"))),
+            "object": pool.submit(carry_context(Reader()), "!"),
+            "builtin": pool.submit(carry_context(getattr), request, "path"),
+            "operator": pool.submit(
+                carry_context(operator.attrgetter("path")), request
+            ),
+        }
+        made = pool.submit(carry_context(Reader), "!").result()
+        return {"class": made.seen} | {
+            kind: future.result() for kind, future in seen.items()
+        }
+
+    seen = app.test_client().get("/kinds").get_json()
+    assert seen.pop("builtin") == seen.pop("operator") == "/kinds"
+    assert set(seen.values()) == {"/kinds!"} and len(seen) == 7
+
+
+def test_arguments_of_any_name_reach_the_function(app: Flask) -> None:
+    names = ["func", "self", "snapshot", "context", "callable", "args", "kwargs"]
+    with app.app_context():
+        carried = carry_context(dict)
+    assert list(carried(**dict.fromkeys(names))) == names
+
+
+# 2. What the snapshot holds
+
+
+def test_the_task_sees_what_the_view_sees(app: Flask) -> None:
+    @app.before_request
+    def identify() -> None:
+        request.user = request.args["user"]  # type: ignore[attr-defined]
+
+    @app.route("/see/<int:number>", methods=["POST"])
+    def see(number: int) -> dict[str, Any]:
+        session["theme"] = "dark"
+        g.db = "connection"
+        TENANT.set("acme")
+
+        def look() -> dict[str, Any]:
+            return {
+                "path": request.path,
+                "query": request.args.to_dict(),
+                "header": request.headers["X-Id"],
+                "cookie": request.cookies["id"],
+                "json": request.get_json(),
+                "user": request.user,  # type: ignore[attr-defined]
+                "view_args": request.view_args,
+                "endpoint": request.endpoint,
+                "rule": str(request.url_rule),
+                "session": dict(session),
+                "g": dict(vars(g)),
+                "tenant": TENANT.get(),
+                "app": current_app.name,
+                "url": url_for("see", number=8),
+            }
+
+        return {"view": look(), "task": in_thread(carry_context(look))}
+
+    seen = app.test_client(use_cookies=False).post(
+        "/see/7?user=ada",
+        json={"a": [1]},
+        headers={"X-Id": "17", "Cookie": "id=18"},
+    )
+    assert seen.get_json()["task"] == seen.get_json()["view"]
+    assert seen.get_json()["task"]["g"] == {"db": "connection"}
+
+
+def test_current_app_is_the_application_itself(app: Flask) -> None:
+    with app.app_context():
+        carried = carry_context(lambda: current_app.app_context().app)
+    assert in_thread(carried) is app
+
+
+def test_with_an_app_context_alone_all_but_request_and_session_is_carried(
+    app: Flask,
+) -> None:
+    def look() -> tuple[Any, ...]:
+        return current_app.name, g.job, TENANT.get(), has_request_context()
+
+    with app.app_context():
+        g.job = "nightly"
+        token = TENANT.set("acme")
+        carried = carry_context(look)
+        TENANT.reset(token)
+    assert in_thread(carried) == ("shop", "nightly", "acme", False)
+
+
+def test_the_task_sees_nothing_that_the_view_changes_afterwards(app: Flask) -> None:
+    def look() -> tuple[Any, ...]:
+        return (
+            request.environ["who"],
+            request.headers["Id"],
+            request.mark,  # type: ignore[attr-defined]
+            request.view_args,
+            dict(session),
+            dict(vars(g)),
+            TENANT.get(),
+        )
+
+    @app.route("/<name>")
+    def view(name: str) -> dict[str, Any]:
+        assert request.view_args is not None
+        request.environ.update(who="old", HTTP_ID="old")
+        request.mark = "old"  # type: ignore[attr-defined]
+        session["a"] = g.a = "old"
+        TENANT.set("old")
+        carried = carry_context(look)
+        request.environ.update(who="new", HTTP_ID="new")
+        request.mark = "new"  # type: ignore[attr-defined]
+        request.view_args["name"] = session["a"] = g.a = g.b = "new"
+        TENANT.set("new")
+        return {"seen": in_thread(carried)}
+
+    assert app.test_client().get("/old").get_json()["seen"] == (
+        ["old", "old", "old", {"name": "old"}, {"a": "old"}, {"a": "old"}, "old"]
+    )
+
+
+def test_the_request_is_read_after_the_server_has_cleared_its_environ(
+    app: Flask, pool: ThreadPoolExecutor
+) -> None:
+    answered = threading.Event()
+    tasks: list[Future[tuple[str, ...]]] = []
+
+    @app.route("/")
+    def view() -> str:
+        @carry_context
+        def look() -> tuple[str, ...]:
+            assert answered.wait(TIMEOUT)
+            return request.headers["X-Id"], request.args["q"], request.cookies["c"]
+
+        tasks.append(pool.submit(look))
+        return ""
+
+    def server(environ: Any, start_response: Any) -> list[bytes]:
+        content = list(app.wsgi_app(environ, start_response))
+        environ.clear()
+        return content
+
+    headers = {"X-Id": "2", "Cookie": "c=3"}
+    Client(server, use_cookies=False).get("/?q=1", headers=headers)
+    answered.set()
+    assert tasks[0].result(TIMEOUT) == ("2", "1", "3")
+
+
+def test_a_host_that_a_hook_set_is_carried(app: Flask) -> None:
+    @app.before_request
+    def behind_proxy() -> None:
+        request.host = "public.example"
+
+    @app.route("/")
+    def view() -> str:
+        return str(in_thread(carry_context(lambda: request.host)))
+
+    assert app.test_client().get("/").data == b"public.example"
+
+
+class ServerSession(SecureCookieSession):
+    sid: str
+
+
+class Store(SessionInterface):
+    opened = 0
+
+    def open_session(self, app: Flask, request: Request) -> ServerSession:
+        self.opened += 1
+        session = ServerSession({"user": "ada"})
+        session.sid = "sid-1"
+        return session
+
+    def save_session(self, app: Flask, session: Any, response: Response) -> None:
+        response.headers["Session"] = f"{session.sid} {dict(session)}"
+
+
+def test_a_session_class_keeps_its_own_state_and_its_store_is_asked_once(
+    app: Flask, pool: ThreadPoolExecutor
+) -> None:
+    app.session_interface = store = Store()
+
+    @app.route("/")
+    def view() -> dict[str, Any]:
+        def look(number: int) -> tuple[str, str, str]:
+            session["number"] = number
+            sid = session.sid  # type: ignore[attr-defined]
+            return type(copy.copy(session)).__name__, sid, session["user"]
+
+        return {"seen": list(pool.map(carry_context(look), range(3)))}
+
+    response = app.test_client().get("/")
+    assert response.get_json()["seen"] == [["ServerSession", "sid-1", "ada"]] * 3
+    assert response.headers["Session"] == "sid-1 {'user': 'ada'}"
+    assert store.opened == 1
+
+
+def test_an_app_without_a_secret_key_has_its_null_session_carried() -> None:
+    app = Flask("open")
+
+    @app.route("/")
+    def view() -> dict[str, Any]:
+        def write() -> None:
+            session["a"] = 1
+
+        with pytest.raises(RuntimeError, match="secret"):
+            in_thread(carry_context(write))
+        return {"user": in_thread(carry_context(lambda: session.get("user")))}
+
+    assert app.test_client().get("/").get_json() == {"user": None}
+
+
+# 3. Each call
+
+
+def test_calls_at_the_same_moment_do_not_see_each_others_writes(
+    app: Flask, pool: ThreadPoolExecutor
+) -> None:
+    barrier = threading.Barrier(4, timeout=TIMEOUT)
+
+    @app.route("/<name>")
+    def view(name: str) -> dict[str, Any]:
+        @carry_context
+        def write(number: int) -> list[Any]:
+            assert request.view_args is not None
+            barrier.wait()
+            g.n = session["n"] = request.view_args["n"] = request.environ["n"] = number
+            request.environ["HTTP_N"] = str(number)
+            TENANT.set(str(number))
+            barrier.wait()
+            args = request.view_args["n"]
+            header = int(request.headers["N"])
+            tenant = int(TENANT.get())
+            return [g.n, session["n"], args, request.environ["n"], header, tenant]
+
+        return {"seen": list(pool.map(write, range(4)))}
+
+    seen = app.test_client().get("/x").get_json()["seen"]
+    assert seen == [[number] * 6 for number in range(4)]
+
+
+def test_one_call_after_another_starts_from_the_snapshot(
+    app: Flask, pool: ThreadPoolExecutor
+) -> None:
+    @app.route("/")
+    def view() -> dict[str, Any]:
+        session["n"] = g.n = 0
+
+        @carry_context
+        def count() -> list[int]:
+            g.n += 1
+            session["n"] += 1
+            return [g.n, session["n"]]
+
+        return {"seen": [count(), in_thread(count), pool.submit(count).result()]}
+
+    assert app.test_client().get("/").get_json() == {"seen": [[1, 1]] * 3}
+
+
+def test_nothing_is_written_back(app: Flask) -> None:
+    @app.route("/<name>")
+    def view(name: str) -> dict[str, Any]:
+        session["user"] = g.user = "ada"
+        TENANT.set("acme")
+        environ = request.environ
+
+        @carry_context
+        def write() -> None:
+            assert request.view_args is not None
+            request.view_args["name"] = request.mark = "eve"  # type: ignore[attr-defined]
+            session["user"] = g.user = g.new = request.environ["who"] = "eve"
+            request.environ["HTTP_ID"] = "eve"
+            TENANT.set("eve")
+
+        write()
+        in_thread(write)
+        assert environ is request.environ
+        return {
+            "args": request.view_args,
+            "mark": hasattr(request, "mark"),
+            "environ": environ.get("who"),
+            "header": request.headers.get("Id"),
+            "g": dict(vars(g)),
+            "tenant": TENANT.get(),
+        }
+
+    client = app.test_client()
+    assert client.get("/ada").get_json() == {
+        "args": {"name": "ada"},
+        "mark": False,
+        "environ": None,
+        "header": None,
+        "g": {"user": "ada"},
+        "tenant": "acme",
+    }
+    with client.session_transaction() as saved:
+        assert dict(saved) == {"user": "ada"}
+
+
+def test_the_session_cookie_is_not_set_for_what_a_task_wrote(app: Flask) -> None:
+    @app.route("/")
+    def view() -> str:
+        in_thread(carry_context(lambda: session.update(user="eve")))
+        return ""
+
+    assert "Set-Cookie" not in app.test_client().get("/").headers
+
+
+def test_nothing_is_left_behind_in_the_thread(app: Flask) -> None:
+    def variables() -> dict[Any, Any]:
+        return dict(contextvars.copy_context().items())
+
+    def fail() -> None:
+        TENANT.set("eve")
+        raise LookupError
+
+    @app.route("/")
+    def view() -> dict[str, Any]:
+        good = carry_context(lambda: TENANT.set("eve"))
+        bad = carry_context(fail)
+
+        def thread() -> bool:
+            before = variables(), has_app_context(), has_request_context()
+            good()
+            with pytest.raises(LookupError):
+                bad()
+            return (variables(), has_app_context(), has_request_context()) == before
+
+        return {"thread": in_thread(thread), "view": thread()}
+
+    assert app.test_client().get("/").get_json() == {"thread": True, "view": True}
+
+
+def test_the_url_is_neither_converted_nor_matched_nor_preprocessed_again(
+    app: Flask, pool: ThreadPoolExecutor
+) -> None:
+    converted: list[str] = []
+    preprocessed: list[str | None] = []
+
+    class Item(BaseConverter):
+        def to_python(self, value: str) -> str:
+            converted.append(value)
+            return value
+
+    app.url_map.converters["item"] = Item
+
+    @app.url_value_preprocessor
+    def pull_language(endpoint: str | None, values: dict[str, Any] | None) -> None:
+        preprocessed.append(endpoint)
+        g.language = values and values.pop("language")
+
+    @app.route("/<language>/<item:item>")
+    def view(item: str) -> dict[str, Any]:
+        @carry_context
+        def look(_: int) -> tuple[Any, ...]:
+            return request.view_args, request.endpoint, g.language
+
+        return {"seen": list(pool.map(look, range(3)))}
+
+    seen = app.test_client().get("/en/tea").get_json()["seen"]
+    assert seen == [[{"item": "tea"}, "view", "en"]] * 3
+    assert (converted, preprocessed) == (["tea"], ["view"])
+
+
+def test_teardown_functions_and_signals_are_run_with_the_exception(
+    app: Flask, tearing: list[tuple[str, dict[str, Any], BaseException | None]]
+) -> None:
+    sent: list[tuple[str, Any]] = []
+    connected: list[Callable[..., None]] = []
+    for name in ["appcontext_pushed", "request_tearing_down"] + [
+        "appcontext_tearing_down",
+        "appcontext_popped",
+    ]:
+
+        def receive(_: Flask, signal: str = name, **given: Any) -> None:
+            sent.append((signal, given.get("exc")))
+
+        connected.append(receive)
+        getattr(flask, name).connect(receive, app)
+    error = LookupError("task")
+
+    def fail() -> None:
+        raise error
+
+    @app.route("/")
+    def view() -> str:
+        for signals in sent, tearing:
+            signals.clear()
+        carried = carry_context(fail)
+        with pytest.raises(LookupError) as raised:
+            in_thread(carried)
+        assert raised.value is error
+        assert [(kind, error) for kind, _, error in tearing] == [
+            ("request", error),
+            ("app", error),
+        ]
+        assert sent == [
+            ("appcontext_pushed", None),
+            ("request_tearing_down", error),
+            ("appcontext_tearing_down", error),
+            ("appcontext_popped", None),
+        ]
+        return "checked"
+
+    assert app.test_client().get("/").data == b"checked"
+
+
+def test_an_exception_that_the_caller_is_handling_is_not_the_tasks(
+    app: Flask, tearing: list[tuple[str, dict[str, Any], BaseException | None]]
+) -> None:
+    with app.test_request_context():
+        carried = carry_context(lambda: None)
+        try:
+            raise LookupError("of the caller")
+        except LookupError:
+            carried()
+        assert [error for _, _, error in tearing] == [None, None]
+
+
+def test_a_timer_that_fires_after_the_response_has_the_context(app: Flask) -> None:
+    answered = threading.Event()
+    seen: Future[list[str]] = Future()
+
+    @app.route("/<name>")
+    def view(name: str) -> str:
+        session["user"] = "ada"
+        g.db = "connection"
+
+        @carry_context
+        def later() -> None:
+            assert answered.wait(TIMEOUT)
+            seen.set_result([request.path, session["user"], g.db])
+
+        threading.Timer(0, later).start()
+        return ""
+
+    app.test_client().get("/x")
+    answered.set()
+    assert seen.result(TIMEOUT) == ["/x", "ada", "connection"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_context_preserved_for_a_debugger_or_a_test_is_left_alone(
+    app: Flask,
+    tearing: list[tuple[str, dict[str, Any], BaseException | None]],
+    fails: bool,
+) -> None:
+    app.debug = fails
+    carried: list[Callable[[], str]] = []
+
+    @app.route("/")
+    def view() -> str:
+        g.db = "view's"
+        carried.append(carry_context(lambda: f"{request.path} {g.pop('db')}"))
+        if fails:
+            raise LookupError
+        return ""
+
+    with app.test_client() as client:
+        with contextlib.suppress(LookupError):
+            client.get("/")
+        before = [end for end in tearing if end[1]]
+        assert in_thread(carried[0]) == "/ view's"
+        assert [end for end in tearing if end[1]] == before
+
+
+def test_a_task_can_carry_its_own_context_on(
+    app: Flask, pool: ThreadPoolExecutor
+) -> None:
+    @app.route("/")
+    def view() -> dict[str, Any]:
+        g.steps = ["view"]
+
+        @carry_context
+        def outer() -> list[str]:
+            g.steps = [*g.steps, "outer"]
+            return carry_context(inner)()
+
+        def inner() -> list[str]:
+            return [*g.steps, "inner", request.path]
+
+        return {"task": in_thread(outer), "view": g.steps}
+
+    assert app.test_client().get("/").get_json() == {
+        "task": ["view", "outer", "inner", "/"],
+        "view": ["view"],
+    }
+
+
+# 4. Who owns what in g
+
+
+class Connection:
+    def __init__(self) -> None:
+        self.closed = 0
+
+
+@pytest.fixture
+def closing(app: Flask) -> None:
+    @app.teardown_appcontext
+    def close(error: BaseException | None) -> None:
+        if "db" in g:
+            g.pop("db").closed += 1
+
+
+def test_what_the_task_adds_to_g_is_closed_when_it_ends(
+    app: Flask, closing: None
+) -> None:
+    with app.test_request_context():
+
+        def work() -> Connection:
+            g.db = Connection()
+            return g.db
+
+        carried = carry_context(work)
+        assert [in_thread(carried).closed for _ in range(3)] == [1, 1, 1]
+
+
+def test_what_was_carried_is_not_closed_by_the_task(app: Flask, closing: None) -> None:
+    connection = Connection()
+
+    @app.route("/")
+    def view() -> dict[str, Any]:
+        g.db = connection
+        same = in_thread(carry_context(lambda: g.db is connection))
+        return {"same": same, "closed": g.db.closed}
+
+    assert app.test_client().get("/").get_json() == {"same": True, "closed": 0}
+    assert connection.closed == 1
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_was_carried_is_out_of_g_before_any_teardown_function_runs(
+    app: Flask,
+    tearing: list[tuple[str, dict[str, Any], BaseException | None]],
+    fails: bool,
+) -> None:
+    with app.test_request_context():
+        g.db, g.nothing, g.removed, g.replaced = "db", None, "removed", "old"
+
+        @carry_context
+        def work() -> None:
+            del g.removed
+            g.replaced = "new"
+            g.added = "added"
+            if fails:
+                raise LookupError
+
+        with contextlib.suppress(LookupError):
+            in_thread(work)
+        found = {"replaced": "new", "added": "added"}
+        assert [values for _, values, _ in tearing] == [found, found]
+
+
+def test_the_recipe_gives_the_task_a_connection_of_its_own(
+    app: Flask, closing: None
+) -> None:
+    def get_db() -> Connection:
+        if "db" not in g:
+            g.db = Connection()
+        assert isinstance(g.db, Connection)
+        return g.db
+
+    @app.route("/")
+    def view() -> dict[str, Any]:
+        @carry_context
+        def work() -> Connection:
+            g.pop("db", None)
+            return get_db()
+
+        viewed, task = get_db(), in_thread(work)
+        return {"own": task is not viewed, "closed": [task.closed, viewed.closed]}
+
+    assert app.test_client().get("/").get_json() == {"own": True, "closed": [1, 0]}
+
+
+def test_what_a_receiver_of_appcontext_pushed_puts_into_g_is_the_tasks(
+    app: Flask, closing: None
+) -> None:
+    opened: list[Connection] = []
+
+    def connect(_: Flask, **__: Any) -> None:
+        g.db = Connection()
+        opened.append(g.db)
+
+    with flask.appcontext_pushed.connected_to(connect, app), app.app_context():
+        assert in_thread(carry_context(lambda: g.db)) is opened[1]
+        assert [connection.closed for connection in opened] == [0, 1]
+
+
+# 5. The request body and uploads
+
+JSON = {"data": b'{"a": "1"}', "content_type": "application/json"}
+FORM = {"data": {"a": "1"}}
+UPLOAD = {"data": {"a": "1", "file": (io.BytesIO(b"content"), "a.txt")}}
+CHUNKED = {"data": b"a", "headers": {"Transfer-Encoding": "chunked"}}
+
+
+Post = Callable[..., Any]
+Read = Callable[[], Any]
+
+
+@pytest.fixture
+def post(app: Flask, pool: ThreadPoolExecutor) -> Post:
+    """Post to a view that reads, and starts a task that reads after the response."""
+    answered = threading.Event()
+    tasks: list[Future[Any]] = []
+
+    def post(before: Read, task: Read, after: Read = lambda: b"", **sent: Any) -> Any:
+        @app.route("/", methods=["GET", "POST"])
+        def view() -> Any:
+            before()
+            carried = carry_context(task)
+
+            def late() -> Any:
+                assert answered.wait(TIMEOUT)
+                return carried()
+
+            tasks.append(pool.submit(late))
+            return after()
+
+        response = app.test_client().open("/", **{"method": "POST"} | sent)
+        answered.set()
+        return response.data, tasks[0].exception(TIMEOUT) or tasks[0].result(0)
+
+    return post
+
+
+@pytest.mark.parametrize(
+    ("before", "body", "task", "expected"),
+    [
+        (lambda: request.get_json(), JSON, lambda: request.get_json(), {"a": "1"}),
+        (lambda: request.get_json(), JSON, lambda: request.data, b'{"a": "1"}'),
+        (lambda: request.get_data(), JSON, lambda: request.get_json(), {"a": "1"}),
+        (lambda: request.data, JSON, lambda: request.get_json(), {"a": "1"}),
+        (lambda: request.get_data(), FORM, lambda: request.form["a"], "1"),
+        (lambda: request.form, FORM, lambda: request.form["a"], "1"),
+        (lambda: request.form, FORM, lambda: request.values["a"], "1"),
+        (lambda: request.form, FORM, lambda: request.data, b""),
+        (lambda: request.form, FORM, lambda: request.get_data(), b""),
+        (lambda: request.form, FORM, lambda: request.stream.read(), b""),
+        (lambda: request.files, UPLOAD, lambda: request.form["a"], "1"),
+        (lambda: request.files, UPLOAD, lambda: request.data, b""),
+        (lambda: request.files, UPLOAD, lambda: [*request.files], ["file"]),
+    ],
+)
+def test_what_the_view_has_read_can_be_read_after_the_response(
+    post: Post, before: Read, body: dict[str, Any], task: Read, expected: Any
+) -> None:
+    assert post(before, task, **copy.deepcopy(body)) == (b"", expected)
+
+
+@pytest.mark.parametrize("content", [JSON, FORM, UPLOAD, CHUNKED])
+@pytest.mark.parametrize("terminated", [False, True])
+@pytest.mark.parametrize(
+    "task",
+    [
+        lambda: request.get_data(),
+        lambda: request.data,
+        lambda: request.get_json(force=True, silent=True),
+        lambda: request.stream.read(),
+        lambda: request.stream.read(1),
+        lambda: next(request.stream),
+        lambda: request.stream.readline(),
+        lambda: io.TextIOWrapper(request.stream).read(),
+        lambda: request.environ["wsgi.input"].read(),
+    ],
+)
+def test_what_the_view_has_not_read_stays_the_servers(
+    post: Post, content: dict[str, Any], terminated: bool, task: Read
+) -> None:
+    content = copy.deepcopy(content)
+    content["environ_overrides"] = {"wsgi.input_terminated": terminated}
+    _, error = post(lambda: None, task, **content)
+    assert isinstance(error, RuntimeError)
+    assert "carry_context" in str(error) and "in the view first" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("content", "attribute"),
+    [(FORM, "form"), (FORM, "values"), (UPLOAD, "form"), (UPLOAD, "files")],
+)
+def test_a_form_that_the_view_has_not_read_stays_the_servers(
+    post: Post, content: dict[str, Any], attribute: str
+) -> None:
+    read = operator.attrgetter(attribute)
+    _, error = post(lambda: None, lambda: read(request), **copy.deepcopy(content))
+    assert isinstance(error, RuntimeError) and "carry_context" in str(error)
+
+
+@pytest.mark.parametrize(
+    "touch", [lambda: None, lambda: request.form, lambda: request.stream]
+)
+@pytest.mark.parametrize(
+    "after", [lambda: request.get_data(), lambda: request.stream.read()]
+)
+def test_the_view_reads_after_the_task_has_tried_to(
+    app: Flask, pool: ThreadPoolExecutor, touch: Read, after: Read
+) -> None:
+    @app.route("/", methods=["POST"])
+    def view() -> Any:
+        touch()
+        for read in [request.get_data, lambda: request.stream.read()]:
+            error = pool.submit(carry_context(lambda: request.data)).exception(TIMEOUT)
+            assert isinstance(error, RuntimeError), read
+        return after()
+
+    assert app.test_client().post("/", **JSON).data == b'{"a": "1"}'
+
+
+@pytest.mark.parametrize("terminated", [False, True])
+@pytest.mark.parametrize("sent", [{"method": "GET"}, {"content_length": 0}])
+def test_a_request_without_a_body_has_none_in_the_task(
+    post: Post, sent: dict[str, Any], terminated: bool
+) -> None:
+    class Socket(io.BytesIO):
+        """A keep-alive connection: reading it would wait for the next request."""
+
+        def read(self, size: int | None = -1, /) -> bytes:
+            raise AssertionError("The task read from the server.")
+
+    def read() -> dict[str, Any]:
+        return {
+            "form": dict(request.form),
+            "files": dict(request.files),
+            "values": dict(request.values),
+            "data": request.data,
+            "json": request.get_json(force=True, silent=True),
+            "stream": request.stream.read(),
+            "input": request.environ["wsgi.input"].read(),
+        }
+
+    socket = {"wsgi.input": Socket(), "wsgi.input_terminated": terminated}
+    _, seen = post(lambda: None, read, environ_overrides=socket, **sent)
+    nothing: dict[str, Any] = {"form": {}, "files": {}, "values": {}, "json": None}
+    assert seen == nothing | {"data": b"", "stream": b"", "input": b""}
+
+
+def test_a_task_that_closes_its_empty_body_closes_no_other_tasks(app: Flask) -> None:
+    with app.test_request_context():
+
+        @carry_context
+        def read() -> bytes:
+            with request.stream as stream:
+                return stream.read()
+
+        assert read() == read() == b""
+
+
+def test_the_uploads_of_the_view_stay_open(app: Flask) -> None:
+    @app.route("/", methods=["POST"])
+    def view() -> bytes:
+        files = request.files
+
+        @carry_context
+        def work() -> str | None:
+            with request:
+                return request.files["file"].filename
+
+        assert in_thread(work) == work() == "a.txt"
+        return files["file"].read()
+
+    assert app.test_client().post("/", **copy.deepcopy(UPLOAD)).data == b"content"
+
+
+# 6. Coroutine functions
+
+
+async def look() -> tuple[Any, ...]:
+    await asyncio.sleep(0)
+    return request.path, g.user, TENANT.get()
+
+
+class Async:
+    async def __call__(self) -> tuple[Any, ...]:
+        return await look()
+
+    async def method(self) -> tuple[Any, ...]:
+        return await look()
+
+
+@pytest.mark.parametrize(
+    "func", [look, partial(look), Async(), Async().method, partial(Async())]
+)
+def test_a_coroutine_function_stays_one(
+    app: Flask, func: Callable[[], Coroutine[Any, Any, Any]]
+) -> None:
+    with app.test_request_context("/x"):
+        g.user = "ada"
+        carried = carry_context(func)
+    assert inspect.iscoroutinefunction(carried)
+    assert asyncio.run(carried()) == ("/x", "ada", "none")
+
+
+def test_a_class_whose_objects_are_async_is_called_like_any_class(app: Flask) -> None:
+    with app.app_context():
+        carried = carry_context(Async)
+    assert not inspect.iscoroutinefunction(carried)
+    assert isinstance(carried(), Async)
+
+
+def test_gathered_calls_run_each_step_in_a_context_of_their_own(app: Flask) -> None:
+    with app.test_request_context():
+        session["n"] = g.n = 0
+
+        @carry_context
+        async def work(number: int) -> list[tuple[Any, ...]]:
+            seen: list[tuple[Any, ...]] = []
+            for _ in range(3):
+                await asyncio.sleep(0)
+                g.n, session["n"] = g.n + number, session["n"] + number
+                TENANT.set(TENANT.get() + str(number))
+                seen.append((g.n, session["n"], TENANT.get()))
+            return seen
+
+        async def main() -> tuple[Any, ...]:
+            return await asyncio.gather(*map(work, (1, 2))), TENANT.get(), g.n
+
+        assert asyncio.run(main()) == (
+            [
+                [(1, 1, "none1"), (2, 2, "none11"), (3, 3, "none111")],
+                [(2, 2, "none2"), (4, 4, "none22"), (6, 6, "none222")],
+            ],
+            "none",
+            0,
+        )
+
+
+def test_a_coroutine_runs_on_a_loop_in_another_thread(app: Flask) -> None:
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    @app.route("/")
+    def view() -> dict[str, Any]:
+        g.user = "ada"
+        TENANT.set("acme")
+        coroutine = carry_context(look)()
+        future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+        return {"seen": future.result(TIMEOUT)}
+
+    seen = app.test_client().get("/").get_json()["seen"]
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(TIMEOUT)
+    loop.close()
+    assert seen == ["/", "ada", "acme"]
+
+
+def test_a_pool_runs_a_coroutine_with_carried_asyncio_run(
+    app: Flask, pool: ThreadPoolExecutor
+) -> None:
+    with app.test_request_context("/x"):
+        g.user = "ada"
+        future = pool.submit(carry_context(asyncio.run), look())
+    assert future.result(TIMEOUT) == ("/x", "ada", "none")
+
+
+Tearing = list[tuple[str, dict[str, Any], BaseException | None]]
+
+
+def test_cancelling_reaches_the_body_and_the_teardown_functions(
+    app: Flask, tearing: Tearing
+) -> None:
+    seen: list[str] = []
+
+    async def work(started: asyncio.Event) -> None:
+        try:
+            started.set()
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await asyncio.sleep(0)
+            seen.append(request.path)
+            raise
+
+    async def main(
+        carried: Callable[[asyncio.Event], Coroutine[Any, Any, None]],
+    ) -> None:
+        started = asyncio.Event()
+        task = asyncio.ensure_future(carried(started))
+        await started.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert task.cancelled()
+
+    with app.test_request_context("/x"):
+        carried = carry_context(work)
+    tearing.clear()
+    asyncio.run(main(carried))
+    assert seen == ["/x"]
+    assert [type(error) for _, _, error in tearing] == [asyncio.CancelledError] * 2
+
+
+def test_the_body_may_catch_what_is_thrown_in_and_go_on(app: Flask) -> None:
+    async def work() -> str:
+        try:
+            await asyncio.wait_for(asyncio.Event().wait(), 0)
+        except asyncio.TimeoutError:
+            await asyncio.sleep(0)
+        return request.path
+
+    with app.test_request_context("/x"):
+        assert asyncio.run(carry_context(work)()) == "/x"
+
+
+@pytest.mark.parametrize(
+    "error", [LookupError("x"), SystemExit(3), StopAsyncIteration()]
+)
+def test_the_awaiting_code_catches_the_same_exception(
+    app: Flask, tearing: Tearing, error: BaseException
+) -> None:
+    async def work() -> None:
+        await asyncio.sleep(0)
+        raise error
+
+    with app.test_request_context():
+        carried = carry_context(work)
+    tearing.clear()
+
+    async def main() -> BaseException | None:
+        try:
+            await carried()
+        except BaseException as caught:
+            return caught
+        return None
+
+    assert asyncio.run(main()) is error
+    assert [error for _, _, error in tearing] == [error, error]
+
+
+@types.coroutine
+def step(value: str) -> Generator[str, str, str]:
+    return (yield value)
+
+
+def test_whatever_drives_the_coroutine_is_as_good_as_asyncio(
+    app: Flask, tearing: Tearing
+) -> None:
+    async def work() -> str:
+        return await step(request.path) + await step("second")
+
+    with app.test_request_context("/x"):
+        coroutine = carry_context(work)()
+        closed = carry_context(work)()
+    tearing.clear()
+    assert coroutine.send(None) == "/x"
+    assert coroutine.send("a") == "second"
+    with pytest.raises(StopIteration) as stop:
+        coroutine.send("b")
+    assert stop.value.value == "ab"
+    closed.send(None)
+    closed.close()
+    assert [type(error) for _, _, error in tearing[2:]] == [GeneratorExit] * 2
+
+
+def test_asyncio_is_not_imported_for_it() -> None:
+    script = (
+        "import sys, flask\n"
+        "before = 'asyncio' in sys.modules\n"
+        "import ctxcarry\n"
+        "async def work(): pass\n"
+        "with flask.Flask('shop').app_context():\n"
+        "    ctxcarry.carry_context(work)\n"
+        "sys.exit(before != ('asyncio' in sys.modules))\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=HERE)
+
+
+# 7. Errors, at once and clear
+
+
+def test_without_a_context_there_is_nothing_to_carry() -> None:
+    with pytest.raises(RuntimeError, match="no active Flask context.*inside the view"):
+        carry_context(print)
+
+
+MODULE = """
+import functools
+from ctxcarry import carry_context
+
+def work():
+    pass
+
+class Work:
+    def method(self): pass
+    def __call__(self): pass
+
+job = carry_context({})
+"""
+
+
+@pytest.fixture
+def lazy_import(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[str], types.ModuleType]]:
+    """Import a module that carries what is given, at its top level."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def lazy_import(given: str) -> types.ModuleType:
+        (tmp_path / "lazy_jobs.py").write_text(MODULE.format(given))
+        return importlib.import_module("lazy_jobs")
+
+    yield lazy_import
+    sys.modules.pop("lazy_jobs", None)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "work",
+        "lambda: None",
+        "functools.partial(work)",
+        "functools.partial(functools.partial(Work()))",
+        "Work",
+        "Work()",
+        "Work().method",
+    ],
+)
+def test_a_module_that_a_request_imports_cannot_carry_that_request(
+    app: Flask, lazy_import: Callable[[str], types.ModuleType], given: str
+) -> None:
+    @app.route("/")
+    def view() -> str:
+        with pytest.raises(RuntimeError, match="imports.*'lazy_jobs'.*inside the view"):
+            lazy_import(given)
+        return "refused"
+
+    assert app.test_client().get("/").data == b"refused"
+
+
+def test_a_module_may_carry_an_app_context_at_import(
+    app: Flask, lazy_import: Callable[[str], types.ModuleType]
+) -> None:
+    with app.app_context():
+        module = lazy_import("lambda: __import__('flask').current_app.name")
+    assert in_thread(module.job) == "shop"
+
+
+def test_an_imported_module_may_be_carried_by_a_request(
+    app: Flask, lazy_import: Callable[[str], types.ModuleType]
+) -> None:
+    with app.app_context():
+        module = lazy_import("work")
+    with app.test_request_context():
+        assert in_thread(carry_context(module.work)) is None
+
+
+def test_a_result_in_place_of_the_function_is_refused(app: Flask) -> None:
+    with app.app_context():
+        not_callable: Any = 3
+        with pytest.raises(TypeError, match="not 'int'.*not its result"):
+            carry_context(not_callable)
+
+
+class Generators:
+    def method(self) -> Iterator[int]:
+        yield 1
+
+    __call__ = method
+
+
+async def async_generator() -> AsyncIterator[int]:
+    yield 1
+
+
+@pytest.mark.parametrize(
+    "func",
+    [
+        Generators().method,
+        Generators(),
+        partial(Generators()),
+        async_generator,
+        partial(async_generator),
+    ],
+)
+def test_a_generator_function_is_refused(app: Flask, func: Callable[[], Any]) -> None:
+    refused = pytest.raises(TypeError, match="generator function.*Wrap the function")
+    with app.app_context(), refused:
+        carry_context(func)
+
+
+@pytest.mark.parametrize("func", [look, Reader, Reader.method, len, partial(look)])
+def test_the_result_cannot_be_pickled(app: Flask, func: Callable[..., Any]) -> None:
+    with app.app_context():
+        carried = carry_context(func)
+    with pytest.raises((pickle.PicklingError, AttributeError)):
+        pickle.dumps(carried)
+
+
+def test_a_process_pool_refuses_the_result(app: Flask) -> None:
+    with app.app_context():
+        carried = carry_context(Reader.method)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as processes:
+        error = processes.submit(carried, None).exception(TIMEOUT)
+    assert isinstance(error, (pickle.PicklingError, AttributeError))
+
+
+# 8. Where it runs
+
+
+def test_only_documented_names_are_used() -> None:
+    tree = ast.parse(Path(ctxcarry.__file__).read_text())
+    own = {"_Snapshot", "_Context", "_UnreadBody", "_FORM_TYPES"}
+    own |= {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    used |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    used |= {
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    private = {name for name in used if name.isidentifier() and name.startswith("_")}
+    dunder = {name for name in private if name.startswith("__")}
+    assert private - dunder - own == {"_initializing"}
+    assert "type: ignore" not in Path(ctxcarry.__file__).read_text()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("is_async", [False, True])
+def test_memory_goes_without_the_garbage_collector(
+    app: Flask, pool: ThreadPoolExecutor, fails: bool, is_async: bool
+) -> None:
+    class Thing:
+        pass
+
+    alive: list[weakref.ref[Any]] = []
+
+    def work() -> None:
+        g.own = Thing()
+        alive.append(weakref.ref(g.own))
+        for proxy in request, g, session:
+            alive.append(weakref.ref(proxy._get_current_object()))  # type: ignore
+        if fails:
+            raise LookupError
+
+    async def work_async() -> None:
+        try:
+            await asyncio.wait_for(asyncio.Event().wait(), 0)
+        except asyncio.TimeoutError:
+            work()
+
+    async def main(coroutine: Coroutine[Any, Any, None]) -> None:
+        # Inside, since asyncio.run() makes a cycle of an error that leaves it.
+        with pytest.raises(LookupError) if fails else contextlib.nullcontext():
+            await coroutine
+
+    @app.route("/")
+    def view() -> str:
+        g.thing = Thing()
+        alive.append(weakref.ref(g.thing))
+        if is_async:
+            pool.submit(asyncio.run, main(carry_context(work_async)())).result(TIMEOUT)
+        else:
+            error = pool.submit(carry_context(work)).exception(TIMEOUT)
+            assert isinstance(error, LookupError) == fails
+        return ""
+
+    gc.collect()
+    gc.disable()
+    try:
+        app.test_client().get("/")
+        pool.submit(int).result(TIMEOUT)
+        assert len(alive) == 5 and not [ref() for ref in alive if ref() is not None]
+    finally:
+        gc.enable()
+
+
+# The real thing: clients, a threaded server, and views that start tasks
+
+
+def load_app() -> Flask:
+    """Make an app whose tasks check that each sees the request that started it."""
+    app = Flask("load")
+    app.secret_key = "secret"
+    pool = ThreadPoolExecutor(8)
+    waiting: dict[str, tuple[threading.Event, threading.Thread]] = {}
+    closed: list[int] = []
+    mixed: list[list[str]] = []
+    opened, started, ended = itertools.count(), itertools.count(), itertools.count()
+
+    @app.before_request
+    def identify() -> None:
+        g.id = session["id"] = request.headers["Id"]
+        TENANT.set(g.id)
+        g.resource = next(opened)
+
+    @app.teardown_appcontext
+    def close(error: BaseException | None) -> None:
+        if "resource" in g:
+            closed.append(g.pop("resource"))
+
+    def task(fails: bool = False) -> str:
+        if g.pop("resource") in closed and request.endpoint != "late":
+            mixed.append(["closed", g.id])
+        g.resource = next(opened)
+        seen = [g.id, session["id"], TENANT.get(), request.headers["Id"]]
+        seen += [request.args["id"], request.cookies["id"], str(request.view_args)]
+        g.id = session["id"] = request.environ["HTTP_ID"] = "of another task"
+        TENANT.set(g.id)
+        if set(seen) != {seen[0], str({"id": seen[0]})}:
+            mixed.append(seen)
+        next(ended)
+        if fails:
+            raise LookupError(seen[0])
+        return seen[0]
+
+    @app.route("/map/<id>")
+    def fan_out(id: str) -> dict[str, Any]:
+        calls = [False for _ in range(4) if next(started) >= 0]
+        return {"ids": list(pool.map(carry_context(task), calls))}
+
+    @app.route("/late/<id>")
+    def late(id: str) -> dict[str, Any]:
+        answered = threading.Event()
+
+        @carry_context
+        def work() -> None:
+            assert answered.wait(TIMEOUT)
+            task()
+
+        next(started)
+        waiting[id] = answered, threading.Thread(target=work)
+        waiting[id][1].start()
+        return {"ids": [id]}
+
+    @app.route("/answered/<id>")
+    def answered(id: str) -> dict[str, Any]:
+        event, thread = waiting.pop(id)
+        event.set()
+        thread.join(TIMEOUT)
+        return {"ids": [id]}
+
+    @app.route("/fail/<id>")
+    def fail(id: str) -> dict[str, Any]:
+        next(started)
+        error = pool.submit(carry_context(task), fails=True).exception(TIMEOUT)
+        return {"ids": error and error.args}
+
+    @app.route("/report/<id>")
+    def report(id: str) -> dict[str, Any]:
+        return {
+            "mixed": mixed,
+            "started": next(started),
+            "ended": next(ended),
+            "opened": next(opened) - 1,  # Without that of this request.
+            "closed": len(closed),
+            "closed once": len(set(closed)),
+        }
+
+    return app
+
+
+def check_under_load(port: int, clients: int, requests: int) -> None:
+    """Send requests of several clients at once to a server of the load app."""
+
+    def get(connection: http.client.HTTPConnection, kind: str, id: str) -> Any:
+        headers = {"Id": id, "Cookie": f"id={id}"}
+        connection.request("GET", f"/{kind}/{id}?id={id}", headers=headers)
+        response = connection.getresponse()
+        content = response.read()
+        assert response.status == 200, content
+        return json.loads(content)
+
+    def connect() -> contextlib.closing[http.client.HTTPConnection]:
+        return contextlib.closing(
+            http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT)
+        )
+
+    def client(name: int) -> None:
+        with connect() as connection:
+            for number in range(requests):
+                for kind in "map", "late", "answered", "fail":
+                    id = f"{name}-{number}"
+                    assert set(get(connection, kind, id)["ids"]) == {id}
+
+    with ThreadPoolExecutor(clients) as threads:
+        list(threads.map(client, range(clients)))
+    with connect() as connection:
+        report = get(connection, "report", "last")
+    tasks, views = clients * requests * 6, clients * requests * 4
+    assert report == {
+        "mixed": [],
+        "started": tasks,
+        "ended": tasks,
+        "opened": tasks + views,
+        "closed": tasks + views,
+        "closed once": tasks + views,
+    }
+
+
+class KeepAlive(WSGIRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log(self, *_: Any) -> None:
+        """Leave the test's output to the test."""
+
+
+def test_under_load_no_task_sees_another_request_and_every_resource_is_closed() -> None:
+    app = load_app()
+    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=KeepAlive)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        check_under_load(server.server_port, clients=6, requests=20)
+    finally:
+        server.shutdown()
+        thread.join(TIMEOUT)
+        server.server_close()
+
+
+# Extensions
+
+FLASK = tuple(int(part) for part in importlib.metadata.version("flask").split(".")[:2])
+
+
+@pytest.mark.skipif(FLASK < (2, 2), reason="Flask-SQLAlchemy needs Flask 2.2.5")
+@pytest.mark.parametrize("fails", [False, True])
+def test_flask_sqlalchemy_gives_the_task_a_session_and_removes_it(
+    app: Flask, pool: ThreadPoolExecutor, tmp_path: Path, fails: bool
+) -> None:
+    from flask_sqlalchemy import SQLAlchemy
+    from sqlalchemy import text
+    from sqlalchemy.exc import IntegrityError
+
+    app.config["SQLALCHEMY_DATABASE_URI"] = f"sqlite:///{tmp_path / 'shop.sqlite'}"
+    db = SQLAlchemy(app)
+    with app.app_context():
+        db.session.execute(text("create table item (id integer primary key)"))
+        db.session.commit()
+    insert = text("insert into item values (:id)")
+
+    @app.route("/")
+    def view() -> dict[str, Any]:
+        viewed = db.session()
+
+        @carry_context
+        def add(id: int) -> bool:
+            db.session.execute(insert, {"id": id})
+            if fails:
+                db.session.execute(insert, {"id": id})
+            db.session.commit()
+            return db.session() is not viewed
+
+        futures = [pool.submit(add, id) for id in range(4)]
+        errors = [type(future.exception(TIMEOUT)) for future in futures]
+        assert errors == [IntegrityError if fails else type(None)] * 4
+        checked_out = db.engine.pool.checkedout()  # type: ignore[attr-defined]
+        rows = db.session.scalar(text("select count(*) from item"))
+        return {"checked out by tasks": checked_out, "rows": rows}
+
+    expected = {"checked out by tasks": 0, "rows": 0 if fails else 4}
+    assert app.test_client().get("/").get_json() == expected
+    with app.app_context():
+        assert db.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+        db.engine.dispose()
+
+
+def test_flask_login_has_the_user_and_reloads_it_by_the_recipe(app: Flask) -> None:
+    import flask_login
+
+    login = flask_login.LoginManager(app)
+    loaded_with: list[str] = []
+
+    class User(flask_login.UserMixin):  # type: ignore[misc]
+        id = "ada"
+
+    @login.user_loader  # type: ignore[untyped-decorator]
+    def load_user(id: str) -> User:
+        loaded_with.append(g.setdefault("db", f"connection {len(loaded_with)}"))
+        return User()
+
+    @app.route("/login")
+    def log_in() -> str:
+        flask_login.login_user(User())
+        return ""
+
+    @app.route("/")
+    def view() -> dict[str, Any]:
+        user = flask_login.current_user._get_current_object()
+
+        @carry_context
+        def carried() -> bool:
+            return flask_login.current_user._get_current_object() is user
+
+        @carry_context
+        def reloaded() -> list[str]:
+            g.pop("db", None)
+            g.pop("_login_user", None)
+            return [flask_login.current_user.id, g.db]
+
+        return {"same": in_thread(carried), "reloaded": in_thread(reloaded)}
+
+    client = app.test_client()
+    client.get("/login")
+    seen = client.get("/").get_json()
+    assert seen == {"same": True, "reloaded": ["ada", "connection 1"]}
+    assert loaded_with == ["connection 0", "connection 1"]
+
+
+def test_gevent_spawns_one_wrapper_many_times(app: Flask) -> None:
+    import gevent
+
+    @app.route("/")
+    def view() -> dict[str, Any]:
+        g.seen = session["seen"] = 0
+
+        @carry_context
+        def work(number: int) -> list[Any]:
+            g.seen = session["seen"] = number
+            TENANT.set(str(number))
+            gevent.sleep(0)
+            return [request.path, g.seen, session["seen"], TENANT.get()]
+
+        greenlets = [gevent.spawn(work, number) for number in range(3)]
+        gevent.joinall(greenlets, timeout=TIMEOUT, raise_error=True)
+        return {"seen": [greenlet.value for greenlet in greenlets], "view": g.seen}
+
+    seen = [["/", number, number, str(number)] for number in range(3)]
+    assert app.test_client().get("/").get_json() == {"seen": seen, "view": 0}
+
+
+def test_structlog_binds_for_the_task_what_the_view_had_bound(app: Flask) -> None:
+    from structlog.contextvars import bind_contextvars, get_contextvars
+
+    @app.route("/")
+    def view() -> dict[str, Any]:
+        bind_contextvars(request_id="r1")
+
+        @carry_context
+        def work() -> dict[str, Any]:
+            bind_contextvars(task="t1")
+            return get_contextvars()
+
+        return {"task": in_thread(work), "view": get_contextvars()}
+
+    seen = contextvars.Context().run(app.test_client().get, "/").get_json()
+    assert seen["task"] == {"request_id": "r1", "task": "t1"}
+    assert seen["view"] == {"request_id": "r1"}
+
+
+def test_opentelemetry_makes_the_tasks_span_a_child_of_the_requests(
+    app: Flask, pool: ThreadPoolExecutor, caplog: pytest.LogCaptureFixture
+) -> None:
+    from opentelemetry.instrumentation.flask import FlaskInstrumentor
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import (
+        InMemorySpanExporter,
+    )
+
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    FlaskInstrumentor().instrument_app(app, tracer_provider=provider)
+    answered = threading.Event()
+    tasks: list[Future[None]] = []
+
+    @app.route("/")
+    def view() -> str:
+        @carry_context
+        def work(late: bool) -> None:
+            assert not late or answered.wait(TIMEOUT)
+            with provider.get_tracer("shop").start_as_current_span("task"):
+                pass
+
+        tasks[:] = [pool.submit(work, late) for late in (False, True)]
+        tasks[0].result(TIMEOUT)
+        return ""
+
+    app.test_client().get("/")
+    answered.set()
+    tasks[1].result(TIMEOUT)
+    early, viewed, late = exporter.get_finished_spans()
+    assert (early.name, viewed.name, late.name) == ("task", "GET /", "task")
+    assert viewed.context is not None and early.parent is not None
+    assert early.parent.span_id == viewed.context.span_id
+    assert late.parent == early.parent
+    assert not [log for log in caplog.records if log.levelname != "DEBUG"]
+
+
+# The README
+
+README = (HERE / "README.md").read_text()
+PARTS = [f"{item} of acme for ada, at /report" for item in ("tea", "milk")]
+VIEWS = {
+    "/report": (None, {"parts": PARTS}),
+    "/log": (None, {"started": 2}),
+    "/connections": (None, {"total": 3, "still open": 1}),
+    "/orders": ({"items": ["tea"]}, {"items": ["tea"]}),
+    "/prices": (None, {"prices": ["tea for ada", "milk for ada"]}),
+}
+
+
+@pytest.fixture(scope="module")
+def readme() -> dict[str, Any]:
+    """What the Python snippets of the README define, run one after the other."""
+    names: dict[str, Any] = {"__name__": "readme"}
+    for snippet in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        exec(snippet, names)  # noqa: S102
+    return names
+
+
+@pytest.mark.parametrize("path", VIEWS)
+def test_each_view_of_the_readme_answers(readme: dict[str, Any], path: str) -> None:
+    client = readme["app"].test_client()
+    sent, expected = VIEWS[path]
+    response = client.post(path, json=sent) if sent else client.get(path)
+    assert response.get_json() == expected
+
+
+def test_the_thread_and_the_timer_of_the_readme_write_their_lines(
+    readme: dict[str, Any],
+) -> None:
+    log = readme["log"] = queue.Queue()
+    readme["app"].test_client().get("/log")
+    lines = {log.get(timeout=TIMEOUT) for _ in range(2)}
+    assert lines == {"thread: GET /log", "timer: GET /log"}
+
+
+def test_no_view_of_the_readme_is_left_out(readme: dict[str, Any]) -> None:
+    rules = {rule.rule for rule in readme["app"].url_map.iter_rules()}
+    assert rules == VIEWS.keys() | {"/static/<path:filename>"}
+
+
+def test_the_quickstart_finds_everything_carried() -> None:
+    command = [sys.executable, HERE / "examples" / "quickstart.py"]
+    done = subprocess.run(command, check=False, text=True, stdout=subprocess.PIPE)
+    before, after, _ = done.stdout.split("\n\n")
+    assert done.returncode == 0
+    assert "-" in before and "With carry_context" in after
+    assert all(set(row.split()[-5:]) == {"yes"} for row in after.splitlines()[1:])
