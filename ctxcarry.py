@@ -13,20 +13,28 @@ from collections.abc import Callable, Coroutine, Generator
 from typing import Any, NoReturn, ParamSpec, TypeVar, cast
 
 import flask.ctx
-from flask import current_app, g, has_app_context, has_request_context, request, session
+from flask import (
+    Flask,
+    Request,
+    current_app,
+    g,
+    has_app_context,
+    has_request_context,
+    request,
+    session,
+)
+from flask.sessions import SecureCookieSession
 from werkzeug.datastructures import EnvironHeaders
+from werkzeug.local import LocalProxy
 
 __all__ = ["carry_context"]
 __version__ = "1.0.0"
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
-_FORM_TYPES = {
-    "multipart/form-data",
-    "application/x-www-form-urlencoded",
-    "application/x-url-encoded",
-}
+_FORM_TYPES = "multipart/form-data", "application/x-www-form-urlencoded"
 
 
 def carry_context(func: Callable[P, R], /) -> Callable[P, R]:
@@ -81,16 +89,13 @@ def carry_context(func: Callable[P, R], /) -> Callable[P, R]:
         belongs to a module being imported: every later call would carry that request.
 
     Unlike :func:`flask.copy_current_request_context`, it carries ``g``
-    (pallets/flask#3306), isolates the calls from the view and from each other, and
-    can run more than once at a time (pallets/flask#5252).
+    (pallets/flask#3306), shares no object with the view, and can run more than once
+    at a time (pallets/flask#5252).
     """
-    task: Any = func
-    while isinstance(task, functools.partial):
-        task = cast(Any, task).func
-    _refuse(task)
+    task = _check(func)
     snapshot = _Snapshot()
 
-    if _any(inspect.iscoroutinefunction, task):
+    if _is(inspect.iscoroutinefunction, task):
 
         async def run_async(*args: P.args, **kwargs: P.kwargs) -> Any:
             with _Context(snapshot):
@@ -119,66 +124,69 @@ class _Snapshot:
     def __init__(self) -> None:
         self.variables = contextvars.copy_context()
         self.app = current_app.app_context().app
-        self.g = dict(vars(g))
-        self.request = copy.copy(request) if has_request_context() else None
-        if self.request is None:
+        self.g = vars(g).copy()
+        self.has_request = has_request_context()
+        if not self.has_request:
             return
-        self.session = copy.copy(session)
+        self.session = _copy(session)
+        self.request = _copy(request)
         environ = self.request.environ.copy()
         environ.pop("werkzeug.request", None)  # It would keep the view's alive.
-        parsed = "form" in vars(self.request) and self.request.mimetype in _FORM_TYPES
-        has_body = self.request.content_length or "HTTP_TRANSFER_ENCODING" in environ
-        self.body = _UnreadBody if has_body and not parsed else io.BytesIO
         vars(self.request).update(
             environ=environ,
             view_args=copy.copy(self.request.view_args),
             close=lambda: None,  # Popping calls it, which would close the uploads.
         )
+        empty = environ.get("CONTENT_LENGTH", "") in ("", "0")
+        chunked = "HTTP_TRANSFER_ENCODING" in environ
+        parsed = "form" in vars(self.request) and self.request.mimetype in _FORM_TYPES
+        self.body = io.BytesIO if parsed or empty and not chunked else _UnreadBody
         # Up to Flask 2.1, a push first pops the context that a debugger or a test
         # client preserved. Cover the view's, unless the stack belongs to the thread.
         preserving = hasattr(self.app, "preserve_context_on_exception")
         if preserving and not contextvars.Context().run(has_request_context):
-            self.variables.run(_push, self.contexts()[-1])
+            self.variables.run(_Context(self).contexts[-1].push)
 
-    def contexts(self) -> list[Any]:
-        """Return the new contexts to push for one call; the first has ``g``."""
-        if self.request is None:
-            return [self.app.app_context()]
-        request, session = copy.copy(self.request), copy.copy(self.session)
-        request.environ = environ = self.request.environ.copy()
-        environ["wsgi.input"] = body = self.body()
-        app, ctx = self.app, vars(flask.ctx)
-        contexts = (  # Flask 3.2 has one context for both, pallets/flask#5639.
-            [app.app_context(), ctx["RequestContext"](app, environ, request, session)]
-            if "RequestContext" in ctx
-            else [ctx["AppContext"](app, request=request, session=session)]
-        )
-        # Last, because making a context sets attributes of the request.
-        vars(request).update(
-            vars(self.request),
-            environ=environ,
-            headers=EnvironHeaders(environ),
-            stream=body,
-            view_args=copy.copy(self.request.view_args),
-        )
-        return contexts
+    def create_url_adapter(self) -> Any:
+        return self.app.create_url_adapter(_copy(self.request))
 
 
 class _Context:
     """The context of one call, pushed on entry and popped on exit."""
 
     def __init__(self, snapshot: _Snapshot) -> None:
-        self.borrowed = snapshot.g
-        self.contexts = snapshot.contexts()
+        self.snapshot, app = snapshot, snapshot.app
+        self.contexts: list[Any] = [app.app_context()]
+        if snapshot.has_request:
+            request, session = _copy(snapshot.request), _copy(snapshot.session)
+            environ, body = request.environ.copy(), snapshot.body()
+            environ["wsgi.input"] = body
+            vars(request).update(
+                environ=environ,
+                headers=EnvironHeaders(environ),
+                stream=body,
+                view_args=copy.copy(request.view_args),
+            )
+            unbound, ctx = _Unbound(app), vars(flask.ctx)
+            merged = "RequestContext" not in ctx  # Flask 3.2, pallets/flask#5639.
+            context = (
+                ctx["AppContext"](unbound, request=request, session=session)
+                if merged
+                else ctx["RequestContext"](unbound, environ, request, session)
+            )
+            context.app = app
+            self.contexts = [context] if merged else [*self.contexts, context]
         self.g: dict[str, Any] = vars(self.contexts[0].g)
 
     def __enter__(self) -> None:
-        self.g.update(self.borrowed)
+        self.g.update(self.snapshot.g)
         for context in self.contexts:
-            _push(context)
+            context.push()
+        if self.snapshot.has_request:
+            self.contexts[-1].url_adapter = LocalProxy(self.snapshot.create_url_adapter)
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        for name, value in self.borrowed.items():
+        for name, value in self.snapshot.g.items():
             if self.g.get(name) is value:
                 self.g.pop(name, None)
         # Not ``with context:``, which up to Flask 2.1 may preserve it instead.
@@ -189,11 +197,20 @@ class _Context:
                 context.pop(error)
 
 
-def _push(context: Any) -> None:
-    """Push without matching the URL again, as happens if there is an adapter."""
-    adapter, context.url_adapter = context.url_adapter, None
-    context.push()
-    context.url_adapter = adapter
+class _Unbound:
+    """The app as a new request context sees it, which then binds and matches no URL.
+
+    Binding is half of the cost of a context, and few tasks build a URL.
+    """
+
+    def __init__(self, app: Flask) -> None:
+        self.app = app
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.app, name)
+
+    def create_url_adapter(self, _: object) -> None:
+        return None
 
 
 class _UnreadBody(io.RawIOBase):
@@ -208,6 +225,19 @@ class _UnreadBody(io.RawIOBase):
             " called carry_context(). Read the body in the view first, with"
             " request.get_data(), request.get_json() or request.form."
         )
+
+
+def _copy(original: T) -> T:
+    """Return ``copy.copy(original)``, for Flask's own classes without its detours."""
+    cls = original.__class__  # Not type(), which of a proxy is LocalProxy.
+    if cls is Request:
+        copied: Any = Request.__new__(Request)
+    elif cls is SecureCookieSession:
+        copied = SecureCookieSession(cast(Any, original).copy())
+    else:
+        return copy.copy(original)
+    copied.__dict__.update(original.__dict__)
+    return cast(T, copied)
 
 
 @types.coroutine
@@ -229,37 +259,38 @@ def _steps(
             step = functools.partial(coroutine.throw, error)
 
 
-def _any(kind: Callable[[Any], bool], task: Any) -> bool:
-    """Ask inspect about a function or, for a callable object, about its method."""
-    return kind(task) or kind(type(task).__call__)
+def _is(kind: Callable[[Any], bool], task: Any) -> bool:
+    """Ask inspect about a function, and about the method behind a callable object."""
+    return kind(task) or not inspect.isfunction(task) and kind(type(task).__call__)
 
 
-def _refuse(task: Any) -> None:
-    """Raise the error for what could not run in the context, or has none to run in."""
+def _check(func: object) -> Any:
+    """Return the callable that a partial is of, or raise if it cannot be carried."""
+    task: Any = func
+    while isinstance(task, functools.partial):
+        task = cast(Any, task).func
     if not callable(task):
         raise TypeError(
             f"carry_context() takes a function, not {type(task).__qualname__!r}. Pass"
             " the function, not its result: carry_context(task), without the call."
         )
-    name = getattr(task, "__qualname__", type(task).__qualname__)
-    if _any(inspect.isgeneratorfunction, task) or _any(
-        inspect.isasyncgenfunction, task
-    ):
+    if _is(inspect.isgeneratorfunction, task) or _is(inspect.isasyncgenfunction, task):
         raise TypeError(
-            f"carry_context() cannot carry into the generator function {name!r}: its"
+            f"carry_context() cannot carry into the generator function {task!r}: its"
             " body would run outside. Wrap the function that iterates over it."
         )
     if not has_app_context():
         raise RuntimeError(
-            f"carry_context({name}) found no active Flask context: there is nothing to"
-            " carry. Wrap the function inside the view, or where the view hands it"
-            " over: executor.submit(carry_context(task))."
+            f"carry_context({task!r}) found no active Flask context, so there is"
+            " nothing to carry. Wrap the function inside the view, or where the view"
+            " hands it over: executor.submit(carry_context(task))."
         )
     spec = getattr(sys.modules.get(task.__module__), "__spec__", None)
     if has_request_context() and getattr(spec, "_initializing", False):
         raise RuntimeError(
-            f"carry_context({name}) was called while a request imports the module"
+            f"carry_context({task!r}) was called while a request imports the module"
             f" {task.__module__!r}: every later call would carry this one request."
             " Wrap the function inside the view, or where the view hands it over:"
             " executor.submit(carry_context(task))."
         )
+    return task
