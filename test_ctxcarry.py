@@ -15,12 +15,17 @@ import itertools
 import json
 import multiprocessing
 import operator
+import os
 import pickle
 import queue
 import re
+import shutil
+import signal
+import socket
 import subprocess
 import sys
 import threading
+import tracemalloc
 import types
 import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
@@ -44,6 +49,16 @@ from flask import (
     url_for,
 )
 from flask.sessions import SecureCookieSession, SessionInterface
+from greenlet import GreenletExit
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+)
 from werkzeug.routing import BaseConverter
 from werkzeug.serving import WSGIRequestHandler, make_server
 from werkzeug.test import Client
@@ -1272,7 +1287,7 @@ def test_only_documented_names_are_used() -> None:
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize("is_async", [False, True])
 def test_memory_goes_without_the_garbage_collector(
-    app: Flask, pool: ThreadPoolExecutor, fails: bool, is_async: bool
+    app: Flask, fails: bool, is_async: bool
 ) -> None:
     class Thing:
         pass
@@ -1302,21 +1317,424 @@ def test_memory_goes_without_the_garbage_collector(
     def view() -> str:
         g.thing = Thing()
         alive.append(weakref.ref(g.thing))
-        if is_async:
-            pool.submit(asyncio.run, main(carry_context(work_async)())).result(TIMEOUT)
-        else:
-            error = pool.submit(carry_context(work)).exception(TIMEOUT)
-            assert isinstance(error, LookupError) == fails
+        with ThreadPoolExecutor(1) as pool:
+            if is_async:
+                pool.submit(asyncio.run, main(carry_context(work_async)())).result()
+            else:
+                error = pool.submit(carry_context(work)).exception()
+                assert isinstance(error, LookupError) == fails
         return ""
 
     gc.collect()
     gc.disable()
     try:
         app.test_client().get("/")
-        pool.submit(int).result(TIMEOUT)
-        assert len(alive) == 5 and not [ref() for ref in alive if ref() is not None]
+        assert [ref() for ref in alive] == [None] * 5
     finally:
         gc.enable()
+
+
+def test_memory_does_not_grow_with_the_number_of_tasks() -> None:
+    app = Flask("shop")
+    app.secret_key = "secret"
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    @app.route("/<int:tasks>")
+    def view(tasks: int) -> str:
+        def work(_: int) -> None:
+            session["own"] = g.own = copy.copy(request)
+            alive.add(g.own)
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(carry_context(work), range(tasks)))
+        return str(len(alive))
+
+    def growth(port: int, tasks: int) -> int:
+        before, _ = tracemalloc.get_traced_memory()
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT)
+        with contextlib.closing(connection):
+            for _ in range(20):
+                connection.request("GET", f"/{tasks // 20}")
+                assert connection.getresponse().read() == b"0"
+        return tracemalloc.get_traced_memory()[0] - before
+
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        with serving(app) as port:
+            growth(port, 1_000)  # What is kept of the first, such as caches.
+            more = growth(port, 10_000) - growth(port, 1_000)
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+    assert more < 9_000, "More than a byte stays of each task."
+
+
+def test_a_vendored_copy_works_under_another_name(tmp_path: Path) -> None:
+    package = tmp_path / "shop"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    shutil.copy(ctxcarry.__file__, package / "_carry.py")
+    (package / "app.py").write_text(
+        "import importlib.util, threading\n"
+        "from flask import Flask, request\n"
+        "from shop._carry import carry_context\n"
+        "app = Flask(__name__)\n"
+        "@app.route('/')\n"
+        "def view():\n"
+        "    seen = []\n"
+        "    look = carry_context(lambda: seen.append(request.path))\n"
+        "    thread = threading.Thread(target=look)\n"
+        "    thread.start()\n"
+        "    thread.join()\n"
+        "    return seen[0]\n"
+        "assert importlib.util.find_spec('ctxcarry') is None\n"
+        "assert app.test_client().get('/').data == b'/'\n"
+    )
+    # Without site-packages, where this project is installed, but with Flask's own.
+    flask_only = tmp_path / "flask_only"
+    flask_only.mkdir()
+    for path in Path(flask.__file__).parent.parent.iterdir():
+        if not path.name.startswith(("ctxcarry", "__")) and path.suffix != ".pth":
+            (flask_only / path.name).symlink_to(path)
+    environ = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(flask_only)])}
+    command = [sys.executable, "-S", "-m", "shop.app"]
+    subprocess.run(command, check=True, cwd=tmp_path, env=environ)
+
+
+# What goes wrong around a task
+
+
+@pytest.mark.parametrize(
+    "error", [SystemExit(2), KeyboardInterrupt(), GeneratorExit(), GreenletExit()]
+)
+def test_no_exception_of_a_task_harms_the_worker(
+    app: Flask, tearing: Tearing, error: BaseException
+) -> None:
+    with ThreadPoolExecutor(1) as worker, app.test_request_context("/x"):
+        before = worker.submit(contextvars.copy_context).result(TIMEOUT)
+
+        def fail() -> None:
+            raise error
+
+        future = worker.submit(carry_context(fail))
+        assert future.exception(TIMEOUT) is error
+        assert [error for _, _, error in tearing] == [error, error]
+        after = worker.submit(contextvars.copy_context).result(TIMEOUT)
+        assert dict(before.items()) == dict(after.items())
+        assert worker.submit(carry_context(lambda: request.path)).result() == "/x"
+
+
+@pytest.mark.parametrize("at", ["teardown_request", "teardown_appcontext"])
+@pytest.mark.parametrize("task_error", [None, LookupError("task")])
+def test_a_teardown_function_that_raises_leaves_the_thread_clean(
+    app: Flask, pool: ThreadPoolExecutor, at: str, task_error: LookupError | None
+) -> None:
+    error = ValueError("teardown")
+    ended: list[str] = []
+
+    @app.teardown_appcontext
+    def close(_: BaseException | None) -> None:
+        ended.append("closed")
+
+    def fail(_: BaseException | None) -> None:
+        if armed:
+            raise error
+
+    getattr(app, at)(fail)
+    armed = True
+    context = app.test_request_context("/x")
+    context.push()
+
+    def work() -> None:
+        if task_error:
+            raise task_error
+
+    carried = carry_context(work)
+
+    def thread() -> BaseException:
+        before = dict(contextvars.copy_context().items())
+        with pytest.raises(ValueError) as raised:
+            carried()
+        assert dict(contextvars.copy_context().items()) == before
+        assert not has_app_context() and not has_request_context()
+        return raised.value
+
+    raised = in_thread(thread)
+    assert raised is error
+    assert raised.__context__ is task_error
+    assert ended == ["closed"] or at == "teardown_appcontext"
+    armed = False
+    context.pop()
+
+
+def test_an_executor_that_is_shut_down_refuses_and_the_view_goes_on(
+    app: Flask, closing: None
+) -> None:
+    executor = ThreadPoolExecutor(1)
+    executor.shutdown()
+    connection = Connection()
+
+    @app.route("/")
+    def view() -> str:
+        g.db = connection
+        with pytest.raises(RuntimeError, match="shutdown"):
+            executor.submit(carry_context(lambda: None))
+        return str(g.db.closed)
+
+    assert app.test_client().get("/").data == b"0"
+    assert connection.closed == 1
+
+
+def test_tasks_cancelled_before_they_start_hold_nothing_open(
+    app: Flask, closing: None
+) -> None:
+    release = threading.Event()
+    connection = Connection()
+    with ThreadPoolExecutor(1) as worker:
+        worker.submit(release.wait, TIMEOUT)
+
+        @app.route("/")
+        def view() -> str:
+            g.db = connection
+            future = worker.submit(carry_context(lambda: g.db))
+            return str(future.cancel())
+
+        assert app.test_client().get("/").data == b"True"
+        release.set()
+    assert connection.closed == 1
+
+
+def test_a_client_that_hangs_up_harms_no_task() -> None:
+    app = Flask("hang-up")
+    hung_up = threading.Event()
+    started: queue.Queue[Future[tuple[str, str]]] = queue.Queue()
+
+    with ThreadPoolExecutor(2) as pool:
+
+        @app.route("/<name>")
+        def view(name: str) -> str:
+            @carry_context
+            def work() -> tuple[str, str]:
+                assert hung_up.wait(TIMEOUT)
+                return request.path, request.headers["Id"]
+
+            started.put(pool.submit(work))
+            assert hung_up.wait(TIMEOUT)
+            return "for nobody" * 100_000
+
+        with serving(app) as port:
+            client = socket.create_connection(("127.0.0.1", port), TIMEOUT)
+            client.sendall(b"GET /x HTTP/1.1\r\nHost: a\r\nId: 17\r\n\r\n")
+            future = started.get(timeout=TIMEOUT)
+            client.close()
+            hung_up.set()
+            assert future.result(TIMEOUT) == ("/x", "17")
+
+
+# Any order of writing, wrapping, calling and ending, against a model of plain dicts
+
+Change = tuple[str, str, int | None]  # The place, the name, and the value or None.
+Seen = dict[str, dict[str, int]]
+Call = tuple[list[Change], list[Change] | None, bool]
+
+VARIABLES: dict[str, contextvars.ContextVar[int | None]] = {
+    name: contextvars.ContextVar(name, default=None) for name in "abc"
+}
+PLACES = ["g", "session", "attribute", "view_args", "header", "variable"]
+VALUES = st.none() | st.integers(0, 3)
+CHANGES = st.lists(st.tuples(st.sampled_from(PLACES), st.sampled_from("abc"), VALUES))
+
+
+def see() -> Seen:
+    """Read the active context into plain dicts."""
+    variables = {name: variable.get() for name, variable in VARIABLES.items()}
+    attributes = {name: vars(request).get(f"own_{name}") for name in "abc"}
+    headers = {name: request.headers.get(name, type=int) for name in "abc"}
+    return {
+        "g": dict(vars(g)),
+        "session": dict(session),
+        "attribute": {k: value for k, value in attributes.items() if value is not None},
+        "view_args": dict(request.view_args or {}),
+        "header": {k: value for k, value in headers.items() if value is not None},
+        "variable": {k: value for k, value in variables.items() if value is not None},
+    }
+
+
+def change(changes: list[Change]) -> None:
+    """Apply the changes to the active context."""
+    for place, name, value in changes:
+        target: Any = request.view_args
+        if place == "variable":
+            VARIABLES[name].set(value)
+            continue
+        elif place == "header":
+            target, name = request.environ, f"HTTP_{name.upper()}"
+        elif place == "attribute":
+            target, name = vars(request), f"own_{name}"
+        elif place != "view_args":
+            target = session if place == "session" else vars(g)
+        if value is None:
+            target.pop(name, None)
+        else:
+            target[name] = str(value) if place == "header" else value
+
+
+def changed(seen: Seen, changes: list[Change]) -> Seen:
+    """Apply the changes to the model."""
+    seen = copy.deepcopy(seen)
+    for place, name, value in changes:
+        if value is None:
+            seen[place].pop(name, None)
+        else:
+            seen[place][name] = value
+    return seen
+
+
+class Carrying(RuleBasedStateMachine):
+    wrappers: Bundle[tuple[Any, Any, Seen]] = Bundle("wrappers")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.app = Flask("shop")
+        self.app.secret_key = "secret"
+        self.app.add_url_rule("/", "view")
+        self.app.teardown_request(self.tear_down)
+        self.app.teardown_appcontext(self.tear_down)
+        self.torn_down: list[str] = []
+        self.view: Any = None
+        self.model: Seen = {}
+        for variable in VARIABLES.values():
+            variable.set(None)
+
+    def tear_down(self, error: BaseException | None) -> None:
+        self.torn_down.append(f"{sorted(vars(g).items())} {error!r}")
+
+    def expect_teardown(self, borrowed: Seen, seen: Seen, error: object) -> list[str]:
+        """What teardown functions find: all in g that was not carried."""
+        own = seen["g"].items() - borrowed["g"].items()
+        return [f"{sorted(own)} {error!r}"] * 2
+
+    @precondition(lambda self: not self.view)
+    @rule()
+    def begin_request(self) -> None:
+        self.view = self.app.test_request_context("/")
+        self.view.push()
+        self.model = see()
+
+    @precondition(lambda self: self.view)
+    @rule(changes=CHANGES)
+    def change_in_the_view(self, changes: list[Change]) -> None:
+        change(changes)
+        self.model = changed(self.model, changes)
+
+    @precondition(lambda self: self.view)
+    @rule(target=wrappers)
+    def wrap(self) -> tuple[Any, Any, Seen]:
+        def work(call: Call, seen: list[Seen], meet: Callable[[], Any]) -> None:
+            changes, inner, error = call
+            seen.append(see())
+            meet()
+            change(changes)
+            meet()
+            seen.append(see())
+            if inner is not None:
+                carry_context(work)((inner, None, False), seen, int)
+                seen.append(see())
+            if error:
+                raise LookupError
+
+        async def work_async(call: Call, seen: list[Seen]) -> None:
+            changes, inner, error = call
+            await asyncio.sleep(0)
+            seen.append(see())
+            await asyncio.sleep(0)
+            change(changes)
+            await asyncio.sleep(0)
+            seen.append(see())
+            if inner is not None:
+                await carry_context(work_async)((inner, None, False), seen)
+                seen.append(see())
+            if error:
+                raise LookupError
+
+        return carry_context(work), carry_context(work_async), self.model
+
+    @rule(
+        wrapper=wrappers,
+        calls=st.lists(
+            st.tuples(CHANGES, st.none() | CHANGES, st.booleans()), max_size=3
+        ),
+        is_async=st.booleans(),
+    )
+    def call_at_once(
+        self, wrapper: tuple[Any, Any, Seen], calls: list[Call], is_async: bool
+    ) -> None:
+        work, work_async, carried = wrapper
+        seen: list[list[Seen]] = [[] for _ in calls]
+        self.torn_down.clear()
+
+        async def main() -> list[Any]:
+            tasks = map(work_async, calls, seen)
+            return await asyncio.gather(*tasks, return_exceptions=True)
+
+        barrier = threading.Barrier(max(len(calls), 1), timeout=TIMEOUT)
+
+        def in_a_thread(number: int) -> BaseException | None:
+            before = dict(contextvars.copy_context().items())
+            error = None
+            try:
+                work(calls[number], seen[number], barrier.wait)
+            except LookupError as raised:
+                error = raised
+            except BaseException:
+                barrier.abort()
+                raise
+            assert dict(contextvars.copy_context().items()) == before
+            return error
+
+        if is_async:
+            errors = in_thread(lambda: asyncio.run(main()))
+        else:
+            with ThreadPoolExecutor(3) as pool:
+                errors = list(pool.map(in_a_thread, range(len(calls))))
+
+        teardowns: list[str] = []
+        for (changes, inner, fails), sights, error in zip(calls, seen, errors):
+            after = changed(carried, changes)
+            expected = [carried, after]
+            if inner is not None:
+                innermost = changed(after, inner)
+                expected += [after, innermost, after]
+                teardowns += self.expect_teardown(after, innermost, None)
+            teardowns += self.expect_teardown(carried, after, error)
+            assert sights == expected
+            assert isinstance(error, LookupError) == fails
+        assert sorted(self.torn_down) == sorted(teardowns)
+
+    @precondition(lambda self: self.view)
+    @rule()
+    def end_request(self) -> None:
+        self.torn_down.clear()
+        self.view.pop(None)
+        self.view = None
+        assert self.torn_down == self.expect_teardown({"g": {}}, self.model, None)
+
+    @invariant()
+    def nothing_is_written_back(self) -> None:
+        if self.view:
+            assert see() == self.model
+        else:
+            assert not has_request_context() and not has_app_context()
+
+    def teardown(self) -> None:
+        if self.view:
+            self.view.pop(None)
+
+
+class TestCarrying(Carrying.TestCase):  # type: ignore[name-defined,misc]
+    settings = settings(deadline=None, max_examples=200, stateful_step_count=20)
 
 
 # The real thing: clients, a threaded server, and views that start tasks
@@ -1449,17 +1867,47 @@ class KeepAlive(WSGIRequestHandler):
         """Leave the test's output to the test."""
 
 
-def test_under_load_no_task_sees_another_request_and_every_resource_is_closed() -> None:
-    app = load_app()
+@contextlib.contextmanager
+def serving(app: Flask) -> Iterator[int]:
+    """Serve the app from threads, and give the port."""
     server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=KeepAlive)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
-        check_under_load(server.server_port, clients=6, requests=20)
+        yield server.server_port
     finally:
         server.shutdown()
         thread.join(TIMEOUT)
         server.server_close()
+
+
+def test_under_load_no_task_sees_another_request_and_every_resource_is_closed() -> None:
+    with serving(load_app()) as port:
+        check_under_load(port, clients=6, requests=20)
+
+
+@pytest.mark.parametrize("server", ["gthread", "gevent", "waitress"])
+def test_under_load_behind_a_server_of_production(server: str) -> None:
+    command = [sys.executable, "-m"]
+    if server == "waitress":
+        command += ["waitress", "--listen=127.0.0.1:0", "--threads=8", "--call"]
+        command += ["test_ctxcarry:load_app"]
+    else:
+        command += ["gunicorn", "--bind=127.0.0.1:0", "--threads=8", "-k", server]
+        command += ["test_ctxcarry:load_app()"]
+    with subprocess.Popen(command, cwd=HERE, stderr=subprocess.PIPE, text=True) as run:
+        try:
+            assert run.stderr is not None
+            for line in run.stderr:
+                if listening := re.search(r"http://127\.0\.0\.1:(\d+)", line):
+                    break
+            else:
+                pytest.fail("The server ended before it listened.")
+            check_under_load(int(listening[1]), clients=6, requests=42)
+            run.send_signal(signal.SIGINT)
+            assert run.wait(TIMEOUT) == 0
+        finally:
+            run.kill()
 
 
 # Extensions
