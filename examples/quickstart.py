@@ -5,6 +5,7 @@ Run it with:  python examples/quickstart.py
 
 import asyncio
 import contextvars
+import importlib
 import sys
 import threading
 import urllib.request
@@ -19,9 +20,9 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 from ctxcarry import carry_context
 
 try:
-    import gevent
+    spawn: Any = importlib.import_module("gevent").spawn
 except ImportError:
-    gevent = None
+    spawn = None
 
 PLACES = ["request", "session", "g", "contextvars", "current_app"]
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id")
@@ -33,6 +34,10 @@ loop = asyncio.new_event_loop()
 answered = threading.Event()
 rows: dict[str, list[str]] = {}
 timers: list[threading.Timer] = []
+
+
+def leave(func: Any) -> Any:
+    return func
 
 
 @app.before_request
@@ -49,18 +54,19 @@ def log_in() -> str:
 
 @app.route("/<any(bare, carried):how>")
 def view(how: str) -> str:
-    carry: Any = carry_context if how == "carried" else lambda func: func
+    carry: Any = carry_context if how == "carried" else leave
     of_the_view = [request.environ, vars(session), vars(g)]
 
     def task(_: object = None) -> list[str]:
         row: list[str] = []
-        for read in [
+        reads: list[Callable[[], tuple[bool, object]]] = [
             lambda: (request.headers["X-Request-Id"] == "17", request.environ),
             lambda: (session["user"] == "ada", vars(session)),
             lambda: (g.tenant == "acme", vars(g)),
             lambda: (request_id.get() == "17", {}),
             lambda: (current_app.name == app.name, {}),
-        ]:
+        ]
+        for read in reads:
             try:
                 right, storage = read()
             except (RuntimeError, LookupError):
@@ -87,8 +93,8 @@ def view(how: str) -> str:
     thread = threading.Thread(target=put, args=["Thread", carry(task)])
     thread.start()
     thread.join()
-    if gevent:
-        rows["gevent.spawn"] = gevent.spawn(carry(task)).get()
+    if spawn:
+        rows["gevent.spawn"] = spawn(carry(task)).get()
     future = asyncio.run_coroutine_threadsafe(carry(coroutine)(), loop)
     rows["coroutine, in another thread"] = future.result()
     timers.append(
@@ -99,7 +105,7 @@ def view(how: str) -> str:
 
 
 class Quiet(WSGIRequestHandler):
-    def log(self, *_: Any) -> None:
+    def log(self, type: str, message: str, *args: Any) -> None:
         pass
 
 
