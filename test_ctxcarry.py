@@ -131,12 +131,19 @@ def test_the_result_looks_like_the_function(app: Flask) -> None:
         """Multiply."""
         return item * times
 
+    async def work_async(item: int, *, times: int = 2) -> int:
+        """Multiply later."""
+        return item * times
+
     with app.app_context():
-        carried = carry_context(work)
-    assert carried.__name__ == "work"
-    assert carried.__doc__ == "Multiply."
-    assert inspect.signature(carried) == inspect.signature(work)
+        carried, carried_async = carry_context(work), carry_context(work_async)
     assert carried(3, times=4) == 12
+    assert asyncio.run(carried_async(3, times=4)) == 12
+    assert (carried.__name__, carried.__doc__) == ("work", "Multiply.")
+    assert carried_async.__name__ == "work_async"
+    assert carried_async.__doc__ == "Multiply later."
+    for result in carried, carried_async:
+        assert inspect.signature(result) == inspect.signature(work)
 
 
 class Reader:
@@ -703,6 +710,27 @@ def test_what_was_carried_is_not_closed_by_the_task(app: Flask, closing: None) -
 
     assert app.test_client().get("/").get_json() == {"same": True, "closed": 0}
     assert connection.closed == 1
+
+
+def test_what_is_equal_to_what_was_carried_is_still_the_tasks(
+    app: Flask, closing: None
+) -> None:
+    class EqualConnection(Connection):
+        def __eq__(self, other: object) -> bool:
+            return True
+
+    @app.route("/")
+    def view() -> dict[str, Any]:
+        g.db = EqualConnection()
+
+        def work() -> Connection:
+            g.db = own = EqualConnection()
+            return own
+
+        closed = in_thread(carry_context(work)).closed
+        return {"task's": closed, "view's": g.db.closed}
+
+    assert app.test_client().get("/").get_json() == {"task's": 1, "view's": 0}
 
 
 @pytest.mark.parametrize("fails", [False, True])

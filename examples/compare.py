@@ -1,0 +1,516 @@
+"""What carry_context promises and costs, beside what people use in its place.
+
+Run it with:  python examples/compare.py  (with the extra `compare` installed; --json for data)
+"""
+
+import argparse
+import asyncio
+import contextvars
+import functools
+import gc
+import importlib
+import inspect
+import io
+import json
+import platform
+import statistics
+import threading
+import time
+import tracemalloc
+import weakref
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.metadata import version
+from typing import Any
+
+import tqdm
+from flask import (
+    Flask,
+    copy_current_request_context,
+    current_app,
+    g,
+    has_request_context,
+    request,
+    session,
+)
+from werkzeug.test import EnvironBuilder
+
+import ctxcarry
+
+Task = Callable[..., Any]
+TIMEOUT = 5
+VARIABLE: contextvars.ContextVar[str] = contextvars.ContextVar("VARIABLE")
+
+
+# The peers: what each makes of a function in a view
+
+
+class Peer:
+    name = "copy_context().run"
+    needs = "flask"
+
+    def __init__(self, app: Flask) -> None:
+        self.app = app
+
+    def wrap(self, func: Task) -> Task:
+        return functools.partial(contextvars.copy_context().run, func)
+
+    def thread(self, func: Task) -> threading.Thread:
+        return threading.Thread(target=self.wrap(func))
+
+    def submit(self, func: Task, *args: Any) -> "Future[Any]":
+        return POOL.submit(self.wrap(func), *args)
+
+    def map(self, func: Task, items: Iterable[Any]) -> list[Any]:
+        return list(POOL.map(self.wrap(func), items, timeout=TIMEOUT))
+
+
+class Ctxcarry(Peer):
+    name = "ctxcarry"
+
+    def wrap(self, func: Task) -> Task:
+        return ctxcarry.carry_context(func)
+
+
+class BuiltIn(Peer):
+    name = "Flask's built-in"
+
+    def wrap(self, func: Task) -> Task:
+        return copy_current_request_context(func)
+
+
+class Closure(Peer):
+    name = "usual closure"
+
+    def wrap(self, func: Task) -> Task:
+        values = dict(vars(g))
+
+        @copy_current_request_context
+        def run(*args: Any) -> Any:
+            with self.app.app_context():
+                vars(g).update(values)
+                return func(*args)
+
+        return functools.partial(contextvars.copy_context().run, run)
+
+
+class FlaskExecutor(Peer):
+    name = "Flask-Executor"
+    needs = "flask-executor"
+
+    def __init__(self, app: Flask) -> None:
+        self.module = importlib.import_module("flask_executor.executor")
+        app.config["EXECUTOR_MAX_WORKERS"] = 4
+        self.executor = self.module.Executor(app)
+
+    def wrap(self, func: Task) -> Task:  # As its executor does, for the costs.
+        wrapped: Task = self.module.push_app_context(copy_current_request_context(func))
+        return wrapped
+
+    def thread(self, func: Task) -> threading.Thread:
+        raise NotImplementedError("It wraps for its own executor only.")
+
+    def submit(self, func: Task, *args: Any) -> Any:
+        return self.executor.submit(func, *args)
+
+    def map(self, func: Task, items: Iterable[Any]) -> list[Any]:
+        return list(self.executor.map(func, items, timeout=TIMEOUT))
+
+
+class FlaskThreads(Peer):
+    name = "Flask-Threads"
+    needs = "flask-threads"
+
+    def __init__(self, app: Flask) -> None:
+        self.module = importlib.import_module("flaskthreads")
+
+    def wrap(self, func: Task) -> Task:
+        run: Task = self.thread(func).run
+        return run
+
+    def thread(self, func: Task) -> threading.Thread:
+        thread: threading.Thread = self.module.AppContextThread(target=func)
+        return thread
+
+    def submit(self, func: Task, *args: Any) -> Any:
+        return self.module.ThreadPoolWithAppContextExecutor(4).submit(func, *args)
+
+    def map(self, func: Task, items: Iterable[Any]) -> list[Any]:
+        pool = self.module.ThreadPoolWithAppContextExecutor(4)
+        return list(pool.map(func, items, timeout=TIMEOUT))
+
+
+POOL = ThreadPoolExecutor(4)
+PEERS = [Ctxcarry, BuiltIn, FlaskExecutor, FlaskThreads, Closure, Peer]
+
+
+# The promises: each is an app and a view, and what the task or the client saw
+
+Promise = Callable[[Flask, Peer], bool]
+PROMISES: dict[str, Promise] = {}
+
+
+def promise(text: str) -> Callable[[Promise], Promise]:
+    def register(check: Promise) -> Promise:
+        PROMISES[text] = check
+        return check
+
+    return register
+
+
+def ask(app: Flask, view: Callable[[], Any], **sent: Any) -> Any:
+    """Send one request, and return what the view returns."""
+    answers: list[Any] = []
+
+    def answer(name: str) -> str:
+        answers.append(view())
+        return ""
+
+    app.add_url_rule("/<name>", "answer", answer, methods=["GET", "POST"])
+    app.test_client().open("/view", **{"method": "POST", "data": b"body"} | sent)
+    return answers[0]
+
+
+def task_sees(read: Callable[[], Any], expected: Any) -> Promise:
+    def check(app: Flask, peer: Peer) -> bool:
+        def view() -> Any:
+            session["user"] = g.user = "ada"
+            VARIABLE.set("acme")
+            return peer.submit(read).result(TIMEOUT)
+
+        return bool(ask(app, view) == expected)
+
+    return check
+
+
+promise("The task has request")(task_sees(lambda: request.path, "/view"))
+promise("The task has session")(task_sees(lambda: session["user"], "ada"))
+promise("The task has g")(task_sees(lambda: g.user, "ada"))
+promise("The task has context variables")(task_sees(VARIABLE.get, "acme"))
+promise("The task has current_app")(task_sees(lambda: current_app.name, "app"))
+
+
+@promise("All of it in a raw thread")
+def _(app: Flask, peer: Peer) -> bool:
+    def view() -> list[str]:
+        g.user = session["user"] = "ada"
+        VARIABLE.set("acme")
+        seen: list[str] = []
+        thread = peer.thread(
+            lambda: seen.extend([request.path, g.user, session["user"], VARIABLE.get()])
+        )
+        thread.start()
+        thread.join(TIMEOUT)
+        return seen
+
+    return bool(ask(app, view) == ["/view", "ada", "ada", "acme"])
+
+
+@promise("All of it after the response")
+def _(app: Flask, peer: Peer) -> bool:
+    answered = threading.Event()
+
+    def look() -> list[str]:
+        answered.wait(TIMEOUT)
+        return [request.path, g.user, session["user"], VARIABLE.get()]
+
+    def view() -> Any:
+        g.user = session["user"] = "ada"
+        VARIABLE.set("acme")
+        return peer.submit(look)
+
+    future = ask(app, view)
+    answered.set()
+    return bool(future.result(TIMEOUT) == ["/view", "ada", "ada", "acme"])
+
+
+@promise("A coroutine function stays one, and has all of it")
+def _(app: Flask, peer: Peer) -> bool:
+    async def look() -> list[str]:
+        await asyncio.sleep(0)
+        return [request.path, g.user]
+
+    def view() -> Any:
+        g.user = "ada"
+        wrapped = peer.wrap(look)
+        return wrapped if inspect.iscoroutinefunction(wrapped) else None
+
+    async def main(wrapped: Any) -> list[str]:
+        return list(await wrapped())
+
+    return asyncio.run(main(ask(app, view))) == ["/view", "ada"]
+
+
+@promise("map runs one wrapper on four threads at once")
+def _(app: Flask, peer: Peer) -> bool:
+    barrier = threading.Barrier(4, timeout=1)
+
+    def work(number: int) -> int:
+        barrier.wait()
+        return number if has_request_context() else -1
+
+    return bool(ask(app, lambda: peer.map(work, range(4))) == [0, 1, 2, 3])
+
+
+@promise("Calls at once do not see each other's writes")
+def _(app: Flask, peer: Peer) -> bool:
+    barrier = threading.Barrier(4, timeout=1)
+
+    def work(number: int) -> bool:
+        barrier.wait()
+        g.own = session["own"] = number
+        VARIABLE.set(str(number))
+        barrier.wait()
+        return g.own == session["own"] == number and VARIABLE.get() == str(number)
+
+    return all(ask(app, lambda: peer.map(work, range(4))))
+
+
+def leaves_alone(write: Callable[[], Any], read: Callable[[], Any]) -> Promise:
+    def check(app: Flask, peer: Peer) -> bool:
+        def view() -> bool:
+            g.user = session["user"] = "ada"
+            before = read()
+            peer.submit(write).result(TIMEOUT)
+            return bool(read() == before)
+
+        return bool(ask(app, view))
+
+    return check
+
+
+def write_view_args() -> None:
+    assert request.view_args is not None
+    request.view_args["name"] = "written"
+
+
+promise("The view's g is not written to")(
+    leaves_alone(lambda: vars(g).update(user="eve"), lambda: g.user)
+)
+promise("The view's session is not written to")(
+    leaves_alone(lambda: session.update(user="eve"), lambda: session["user"])
+)
+promise("The view's request is not written to")(
+    leaves_alone(write_view_args, lambda: dict(request.view_args or {}))
+)
+
+
+@promise("What the view changes later is not seen")
+def _(app: Flask, peer: Peer) -> bool:
+    changed = threading.Event()
+
+    def work() -> list[str]:
+        changed.wait(TIMEOUT)
+        return [g.user, session["user"]]
+
+    def view() -> Any:
+        g.user = session["user"] = "ada"
+        future = peer.submit(work)
+        g.user = session["user"] = "eve"
+        changed.set()
+        return future.result(TIMEOUT)
+
+    return bool(ask(app, view) == ["ada", "ada"])
+
+
+class Connection:
+    closed = 0
+
+
+def closing(app: Flask) -> None:
+    @app.teardown_appcontext
+    def close(error: BaseException | None) -> None:
+        if "db" in g:
+            g.pop("db").closed += 1
+
+
+@promise("The view's connection in g stays open")
+def _(app: Flask, peer: Peer) -> bool:
+    closing(app)
+
+    def view() -> bool:
+        g.db = Connection()
+        seen = peer.submit(lambda: g.get("db")).result(TIMEOUT)
+        return seen is g.db and g.db.closed == 0
+
+    return bool(ask(app, view))
+
+
+@promise("The task's connection in g is closed when it ends")
+def _(app: Flask, peer: Peer) -> bool:
+    closing(app)
+
+    def work() -> Connection:
+        g.db = connection = Connection()
+        return connection
+
+    return bool(ask(app, lambda: peer.submit(work).result(TIMEOUT).closed == 1))
+
+
+@promise("Teardown functions get the task's exception")
+def _(app: Flask, peer: Peer) -> bool:
+    errors: list[BaseException | None] = []
+
+    @app.teardown_appcontext
+    def tear_down(error: BaseException | None) -> None:
+        errors.append(error)
+
+    def fail() -> None:
+        raise LookupError
+
+    def view() -> bool:
+        error = peer.submit(fail).exception(TIMEOUT)
+        return error is not None and errors == [error]
+
+    return bool(ask(app, view))
+
+
+@promise("The view's uploads stay open")
+def _(app: Flask, peer: Peer) -> bool:
+    def view() -> bytes:
+        upload = request.files["file"]
+        peer.submit(lambda: None).result(TIMEOUT)
+        return upload.read()
+
+    sent = {"file": (io.BytesIO(b"content"), "file.txt")}
+    return bool(ask(app, view, data=sent) == b"content")
+
+
+@promise("The view reads its body after the task has tried to")
+def _(app: Flask, peer: Peer) -> bool:
+    def view() -> bytes:
+        peer.submit(lambda: request.get_data()).exception(TIMEOUT)
+        return request.get_data()
+
+    return bool(ask(app, view) == b"body")
+
+
+@promise("The URL is matched once")
+def _(app: Flask, peer: Peer) -> bool:
+    @app.url_value_preprocessor
+    def pull(endpoint: str | None, values: dict[str, Any] | None) -> None:
+        (values or {})["name"] = "pulled"
+
+    def view() -> Any:
+        return peer.submit(lambda: request.view_args).result(TIMEOUT)
+
+    return bool(ask(app, view) == {"name": "pulled"})
+
+
+@promise("Passing a result in place of a function is refused")
+def _(app: Flask, peer: Peer) -> bool:
+    def view() -> bool:
+        not_a_function: Any = 3
+        try:
+            peer.wrap(not_a_function)
+        except TypeError:
+            return True
+        return False
+
+    return bool(ask(app, view))
+
+
+@promise("Memory goes without the garbage collector")
+def _(app: Flask, peer: Peer) -> bool:
+    alive: list[weakref.ref[Connection]] = []
+
+    def work() -> None:
+        g.own = Connection()
+        alive.append(weakref.ref(g.own))
+
+    def view() -> None:
+        thread = peer.thread(work)
+        thread.start()
+        thread.join(TIMEOUT)
+
+    gc.disable()
+    try:
+        ask(app, view)
+        return [ref() for ref in alive] == [None]
+    finally:
+        gc.enable()
+
+
+@promise("The task can write to the view's session (not promised)")
+def _(app: Flask, peer: Peer) -> bool:
+    def view() -> Any:
+        peer.submit(lambda: session.update(user="ada")).result(TIMEOUT)
+        return session.get("user")
+
+    return bool(ask(app, view) == "ada")
+
+
+@promise("The task can read a body that the view has not (not promised)")
+def _(app: Flask, peer: Peer) -> bool:
+    def view() -> Any:
+        return peer.submit(lambda: request.get_data()).result(TIMEOUT)
+
+    return bool(ask(app, view) == b"body")
+
+
+def new_app() -> Flask:
+    app = Flask("app")
+    app.secret_key = "for this example only"
+    app.logger.disabled = True
+    return app
+
+
+def holds(check: Promise, peer: type[Peer]) -> bool:
+    app = new_app()
+    try:
+        return check(app, peer(app))
+    except Exception:  # Whatever breaks the promise.
+        return False
+
+
+# The costs
+
+
+def empty() -> None:
+    pass
+
+
+def wrap_and_call(peer: Peer) -> dict[str, float]:
+    """Microseconds to wrap in the view's thread, and to call in a worker."""
+    number = 200
+
+    def call(wrapped: list[Task]) -> float:
+        start = time.perf_counter()
+        while wrapped:
+            wrapped.pop()()
+        return (time.perf_counter() - start) / number * 1e6
+
+    start = time.perf_counter()
+    wrapped = [peer.wrap(empty) for _ in range(number)]
+    wrap = (time.perf_counter() - start) / number * 1e6
+    called = ThreadPoolExecutor(1).submit(call, wrapped).result()
+    return {"wrap, µs": wrap, "call, µs": called, "wrap and call, µs": wrap + called}
+
+
+def bytes_pending(peer: Peer) -> dict[str, float]:
+    """What one task that has not started keeps, beside the request."""
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    pending = [peer.wrap(empty) for _ in range(100)]
+    after, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return {"kept by a pending task, bytes": (after - before) / len(pending)}
+
+
+def tasks_a_second(peer: Peer) -> dict[str, float]:
+    """Tasks through executor.map of one wrapper, or of one each where that fails."""
+    rates: dict[str, float] = {}
+    for threads in 1, 2, 4, 8:
+        with ThreadPoolExecutor(threads) as pool:
+            pool.submit(empty).result()
+            number = 200
+            wrapped = peer.wrap(lambda _: None)
+            start = time.perf_counter()
+            try:
+                list(pool.map(wrapped, range(number)))
+            except Exception:
+                rate = float("nan")
+            else:
+                rate = number / (time.perf_counter() - start)
+            rates[f"tasks a second, {threads} threads"] = rate
+    return rates
