@@ -97,29 +97,38 @@ def carry_context(func: Callable[P, R], /) -> Callable[P, R]:
 
     if _is(inspect.iscoroutinefunction, task):
 
-        async def run_async(*args: P.args, **kwargs: P.kwargs) -> Any:
-            with _Context(snapshot):
-                return await cast(Any, func(*args, **kwargs))
-
         @functools.wraps(func)
         async def carried_async(*args: P.args, **kwargs: P.kwargs) -> Any:
-            return await _steps(snapshot.variables.copy(), run_async(*args, **kwargs))
+            coroutine = _call_async(snapshot, func, *args, **kwargs)
+            return await _steps(snapshot.variables.copy(), coroutine)
 
         return cast("Callable[P, R]", carried_async)
 
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        with _Context(snapshot):
-            return func(*args, **kwargs)
-
     @functools.wraps(func)
     def carried(*args: P.args, **kwargs: P.kwargs) -> R:
-        return snapshot.variables.copy().run(run, *args, **kwargs)
+        return snapshot.variables.copy().run(_call, snapshot, func, *args, **kwargs)
 
     return carried
 
 
+def _call(
+    snapshot: "_Snapshot", func: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
+) -> R:
+    with _Context(snapshot):
+        return func(*args, **kwargs)
+
+
+async def _call_async(
+    snapshot: "_Snapshot", func: Callable[P, Any], /, *args: P.args, **kwargs: P.kwargs
+) -> Any:
+    with _Context(snapshot):
+        return await func(*args, **kwargs)
+
+
 class _Snapshot:
     """What is active now. All calls share it, and none changes it."""
+
+    __slots__ = ("app", "body", "g", "has_request", "request", "session", "variables")
 
     def __init__(self) -> None:
         self.variables = contextvars.copy_context()
@@ -131,11 +140,11 @@ class _Snapshot:
         self.session = _copy(session)
         self.request = _copy(request)
         environ = self.request.environ.copy()
-        environ.pop("werkzeug.request", None)  # It would keep the view's alive.
+        environ["werkzeug.request"] = None  # It is the view's.
         vars(self.request).update(
             environ=environ,
             view_args=copy.copy(self.request.view_args),
-            close=lambda: None,  # Popping calls it, which would close the uploads.
+            close=_leave_open,
         )
         empty = environ.get("CONTENT_LENGTH", "") in ("", "0")
         chunked = "HTTP_TRANSFER_ENCODING" in environ
@@ -151,12 +160,18 @@ class _Snapshot:
         return self.app.create_url_adapter(_copy(self.request))
 
 
+def _leave_open() -> None:
+    """Replace ``close()``, which a pop calls, and which closes the view's uploads."""
+
+
 class _Context:
     """The context of one call, pushed on entry and popped on exit."""
 
+    __slots__ = ("contexts", "g", "snapshot")
+
     def __init__(self, snapshot: _Snapshot) -> None:
-        self.snapshot, app = snapshot, snapshot.app
-        self.contexts: list[Any] = [app.app_context()]
+        self.snapshot, unbound = snapshot, _Unbound(snapshot.app)
+        self.contexts: list[Any] = [unbound.app_context()]
         if snapshot.has_request:
             request, session = _copy(snapshot.request), _copy(snapshot.session)
             environ, body = request.environ.copy(), snapshot.body()
@@ -167,14 +182,14 @@ class _Context:
                 stream=body,
                 view_args=copy.copy(request.view_args),
             )
-            unbound, ctx = _Unbound(app), vars(flask.ctx)
+            ctx = vars(flask.ctx)
             merged = "RequestContext" not in ctx  # Flask 3.2, pallets/flask#5639.
             context = (
                 ctx["AppContext"](unbound, request=request, session=session)
                 if merged
                 else ctx["RequestContext"](unbound, environ, request, session)
             )
-            context.app = app
+            context.app = snapshot.app
             self.contexts = [context] if merged else [*self.contexts, context]
         self.g: dict[str, Any] = vars(self.contexts[0].g)
 

@@ -327,6 +327,12 @@ def test_the_request_is_read_after_the_server_has_cleared_its_environ(
     assert tasks[0].result(TIMEOUT) == ("2", "1", "3")
 
 
+def test_the_environ_of_the_task_does_not_lead_to_the_views_request(app: Flask) -> None:
+    with app.test_request_context():
+        carried = carry_context(lambda: request.environ.get("werkzeug.request"))
+        assert in_thread(carried) is None
+
+
 def test_a_host_that_a_hook_set_is_carried(app: Flask) -> None:
     @app.before_request
     def behind_proxy() -> None:
@@ -1307,7 +1313,8 @@ def test_a_process_pool_refuses_the_result(app: Flask) -> None:
 
 def test_only_documented_names_are_used() -> None:
     tree = ast.parse(Path(ctxcarry.__file__).read_text())
-    defined = [n for n in tree.body if isinstance(n, (ast.ClassDef, ast.FunctionDef))]
+    definitions = ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef
+    defined = [node for node in tree.body if isinstance(node, definitions)]
     own = {"_FORM_TYPES"} | {node.name for node in defined}
     used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     used |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
@@ -1368,6 +1375,32 @@ def test_memory_goes_without_the_garbage_collector(
     try:
         app.test_client().get("/")
         assert [ref() for ref in alive] == [None] * 5
+    finally:
+        gc.enable()
+
+
+def test_an_exception_thrown_into_a_coroutine_is_in_no_cycle(app: Flask) -> None:
+    class Thrown(Exception):
+        pass
+
+    async def work() -> None:
+        await step("wait")
+
+    def throw() -> weakref.ref[Thrown]:
+        coroutine = carried()
+        coroutine.send(None)
+        try:
+            coroutine.throw(Thrown())
+        except Thrown as thrown:
+            return weakref.ref(thrown)
+        raise AssertionError
+
+    with app.test_request_context():
+        carried = carry_context(work)
+    gc.collect()
+    gc.disable()
+    try:
+        assert throw()() is None
     finally:
         gc.enable()
 

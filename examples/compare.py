@@ -5,22 +5,27 @@ Run it with:  python examples/compare.py  (with the extra `compare` installed; -
 
 import argparse
 import asyncio
+import contextlib
 import contextvars
 import functools
 import gc
 import importlib
+import importlib.metadata
 import inspect
 import io
 import json
+import logging
+import math
+import os
 import platform
 import statistics
+import sys
 import threading
 import time
 import tracemalloc
 import weakref
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from importlib.metadata import version
 from typing import Any
 
 import tqdm
@@ -99,6 +104,7 @@ class FlaskExecutor(Peer):
     needs = "flask-executor"
 
     def __init__(self, app: Flask) -> None:
+        super().__init__(app)
         self.module = importlib.import_module("flask_executor.executor")
         app.config["EXECUTOR_MAX_WORKERS"] = 4
         self.executor = self.module.Executor(app)
@@ -122,6 +128,7 @@ class FlaskThreads(Peer):
     needs = "flask-threads"
 
     def __init__(self, app: Flask) -> None:
+        super().__init__(app)
         self.module = importlib.import_module("flaskthreads")
 
     def wrap(self, func: Task) -> Task:
@@ -192,13 +199,16 @@ promise("The task has current_app")(task_sees(lambda: current_app.name, "app"))
 
 @promise("All of it in a raw thread")
 def _(app: Flask, peer: Peer) -> bool:
+    seen: list[str] = []
+
+    def look() -> None:
+        with contextlib.suppress(RuntimeError):
+            seen[:] = [request.path, g.user, session["user"], VARIABLE.get()]
+
     def view() -> list[str]:
         g.user = session["user"] = "ada"
         VARIABLE.set("acme")
-        seen: list[str] = []
-        thread = peer.thread(
-            lambda: seen.extend([request.path, g.user, session["user"], VARIABLE.get()])
-        )
+        thread = peer.thread(look)
         thread.start()
         thread.join(TIMEOUT)
         return seen
@@ -370,7 +380,8 @@ def _(app: Flask, peer: Peer) -> bool:
     def view() -> bytes:
         upload = request.files["file"]
         peer.submit(lambda: None).result(TIMEOUT)
-        return upload.read()
+        content: bytes = upload.read()
+        return content
 
     sent = {"file": (io.BytesIO(b"content"), "file.txt")}
     return bool(ask(app, view, data=sent) == b"content")
@@ -451,7 +462,6 @@ def _(app: Flask, peer: Peer) -> bool:
 def new_app() -> Flask:
     app = Flask("app")
     app.secret_key = "for this example only"
-    app.logger.disabled = True
     return app
 
 
@@ -463,32 +473,47 @@ def holds(check: Promise, peer: type[Peer]) -> bool:
         return False
 
 
-# The costs
+# The costs: each is measured in a view, for one peer, and gives values by name
+
+Costs = dict[str, float]
 
 
-def empty() -> None:
+def empty(_: object = None) -> None:
     pass
 
 
-def wrap_and_call(peer: Peer) -> dict[str, float]:
-    """Microseconds to wrap in the view's thread, and to call in a worker."""
-    number = 200
-
-    def call(wrapped: list[Task]) -> float:
+def wrap_and_call(peer: Peer) -> Costs:
+    """A few tasks at a time, as a view has them."""
+    wrap = call = 0.0
+    batch, batches = 5, 40
+    for _ in range(batches):
+        wrapped: list[Task] = []
         start = time.perf_counter()
-        while wrapped:
-            wrapped.pop()()
-        return (time.perf_counter() - start) / number * 1e6
+        for _ in range(batch):
+            wrapped.append(peer.wrap(empty))
+        wrap += time.perf_counter() - start
+        call += POOL.submit(call_all, wrapped).result()
+    wrap, call = (cost / batch / batches * 1e6 for cost in (wrap, call))
+    return {"wrap, µs": wrap, "call, µs": call, "wrap and call, µs": wrap + call}
 
+
+def call_all(wrapped: list[Task]) -> float:
     start = time.perf_counter()
-    wrapped = [peer.wrap(empty) for _ in range(number)]
-    wrap = (time.perf_counter() - start) / number * 1e6
-    called = ThreadPoolExecutor(1).submit(call, wrapped).result()
-    return {"wrap, µs": wrap, "call, µs": called, "wrap and call, µs": wrap + called}
+    while wrapped:
+        wrapped.pop()()
+    return time.perf_counter() - start
 
 
-def bytes_pending(peer: Peer) -> dict[str, float]:
-    """What one task that has not started keeps, beside the request."""
+def whole_request(peer: Peer) -> Costs:
+    environs = [EnvironBuilder("/one").get_environ() for _ in range(40)]
+    start = time.perf_counter()
+    for environ in environs:
+        list(peer.app.wsgi_app(environ, lambda *_: empty))
+    duration = time.perf_counter() - start
+    return {"a request that waits for one task, µs": duration / len(environs) * 1e6}
+
+
+def pending_task(peer: Peer) -> Costs:
     tracemalloc.start()
     before, _ = tracemalloc.get_traced_memory()
     pending = [peer.wrap(empty) for _ in range(100)]
@@ -497,20 +522,132 @@ def bytes_pending(peer: Peer) -> dict[str, float]:
     return {"kept by a pending task, bytes": (after - before) / len(pending)}
 
 
-def tasks_a_second(peer: Peer) -> dict[str, float]:
-    """Tasks through executor.map of one wrapper, or of one each where that fails."""
-    rates: dict[str, float] = {}
+def tasks_a_second(peer: Peer) -> Costs:
+    rates: Costs = {}
     for threads in 1, 2, 4, 8:
         with ThreadPoolExecutor(threads) as pool:
-            pool.submit(empty).result()
-            number = 200
-            wrapped = peer.wrap(lambda _: None)
+            wrapped = peer.wrap(empty)
             start = time.perf_counter()
             try:
-                list(pool.map(wrapped, range(number)))
-            except Exception:
-                rate = float("nan")
-            else:
-                rate = number / (time.perf_counter() - start)
-            rates[f"tasks a second, {threads} threads"] = rate
+                list(pool.map(wrapped, range(200)))
+                rate = 200 / (time.perf_counter() - start)
+            except Exception:  # Most cannot run one wrapper twice at a time.
+                rate = math.nan
+        rates[f"tasks a second by map, {threads} threads"] = rate
     return rates
+
+
+class Bare(Peer):
+    name = "nothing"
+
+    def wrap(self, func: Task) -> Task:
+        return func
+
+
+def costs_app(peer: type[Peer]) -> Flask:
+    """An app with views that measure the peer."""
+    app = new_app()
+    app.testing = True
+    peer_of_app = peer(app)
+
+    @app.route("/one")
+    def one() -> str:
+        g.user = session["user"] = "ada"
+        POOL.submit(peer_of_app.wrap(empty)).result()
+        return ""
+
+    @app.route("/costs/<int:number>")
+    def costs(number: int) -> dict[str, float]:
+        g.user = session["user"] = "ada"
+        g.db = Connection()
+        measured: Costs = {}
+        for measure in wrap_and_call, whole_request, pending_task, tasks_a_second:
+            measured |= measure(peer_of_app)
+        return measured
+
+    return app
+
+
+def measure(peers: list[type[Peer]], rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Measure the peers in turn, so that all see the same noise."""
+    clients = {peer.name: costs_app(peer).test_client() for peer in peers}
+    values: dict[str, dict[str, list[float]]] = {}
+    for _ in tqdm.tqdm(range(rounds), "costs", file=sys.stderr):
+        for name, client in clients.items():
+            measured: Costs = client.get("/costs/7?page=2").get_json()
+            for cost, value in measured.items():
+                values.setdefault(cost, {}).setdefault(name, []).append(value)
+    return values
+
+
+# The report
+
+
+def table(head: list[str], rows: Iterable[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def shown(values: list[float], of_ours: list[float]) -> str:
+    median = statistics.median(values)
+    if math.isnan(median):
+        return "fails"
+    ratio = statistics.median(value / own for value, own in zip(values, of_ours))
+    return f"{median:,.{1 if median < 100 else 0}f} ({ratio:.2f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--json", action="store_true", help="print data")
+    parser.add_argument("--rounds", type=int, default=50, help="of measuring costs")
+    options = parser.parse_args()
+
+    versions: dict[str, str] = {}
+    missing: list[str] = []
+    for package in dict.fromkeys(peer.needs for peer in PEERS):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(package)
+    peers = [peer for peer in PEERS if peer.needs in versions]
+    promises = {
+        text: {peer.name: holds(check, peer) for peer in peers}
+        for text, check in tqdm.tqdm(PROMISES.items(), "promises", file=sys.stderr)
+    }
+    costs = measure([*peers, Bare], options.rounds)
+
+    if options.json:
+        medians = {
+            cost: {name: statistics.median(values) for name, values in row.items()}
+            for cost, row in costs.items()
+        }
+        print(
+            json.dumps({"promises": promises, "costs": medians, "versions": versions})
+        )
+        return
+    names = [peer.name for peer in peers]
+    kept = ["of these"] + [
+        str(sum(row[name] for row in promises.values())) for name in names
+    ]
+    rows = [
+        [text] + ["yes" if row[name] else "-" for name in names]
+        for text, row in promises.items()
+    ]
+    print(table(["promise", *names], [*rows, kept]))
+    print("\nMedians, and in brackets the ratio to ctxcarry, round by round:\n")
+    names.append(Bare.name)
+    rows = [
+        [cost] + [shown(row[name], row[Ctxcarry.name]) for name in names]
+        for cost, row in costs.items()
+    ]
+    print(table(["cost", *names], rows))
+    used = ", ".join(f"{name} {number}" for name, number in versions.items())
+    print(f"\nPython {platform.python_version()}, {used}, {os.cpu_count()} cores.")
+    if missing:
+        print(f"Not installed, and left out: {', '.join(missing)}.")
+
+
+if __name__ == "__main__":
+    logging.disable()  # Of the tasks that break, by design.
+    main()
+    POOL.shutdown()
