@@ -25,7 +25,6 @@ from flask import (
 )
 from flask.sessions import SecureCookieSession
 from werkzeug.datastructures import EnvironHeaders
-from werkzeug.local import LocalProxy
 
 __all__ = ["carry_context"]
 __version__ = "1.0.0"
@@ -156,9 +155,6 @@ class _Snapshot:
         if preserving and not contextvars.Context().run(has_request_context):
             self.variables.run(_Context(self).contexts[-1].push)
 
-    def create_url_adapter(self) -> Any:
-        return self.app.create_url_adapter(_copy(self.request))
-
 
 def _leave_open() -> None:
     """Replace ``close()``, which a pop calls, and which closes the view's uploads."""
@@ -198,7 +194,7 @@ class _Context:
         for context in self.contexts:
             context.push()
         if self.snapshot.has_request:
-            self.contexts[-1].url_adapter = LocalProxy(self.snapshot.create_url_adapter)
+            self.contexts[-1].url_adapter = _URLAdapter(self.snapshot)
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         for name, value in self.snapshot.g.items():
@@ -218,6 +214,8 @@ class _Unbound:
     Binding is half of the cost of a context, and few tasks build a URL.
     """
 
+    __slots__ = ("app",)
+
     def __init__(self, app: Flask) -> None:
         self.app = app
 
@@ -226,6 +224,19 @@ class _Unbound:
 
     def create_url_adapter(self, _: object) -> None:
         return None
+
+
+class _URLAdapter:
+    """The adapter of a call, bound at its first use."""
+
+    __slots__ = ("snapshot",)
+
+    def __init__(self, snapshot: _Snapshot) -> None:
+        self.snapshot = snapshot
+
+    def __getattr__(self, name: str) -> Any:
+        app, request = self.snapshot.app, self.snapshot.request
+        return getattr(app.create_url_adapter(_copy(request)), name)
 
 
 class _UnreadBody(io.RawIOBase):

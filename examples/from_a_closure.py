@@ -1,0 +1,54 @@
+"""Coming from a closure that copies g.__dict__ and runs in copy_context(): not needed.
+
+Run it with:  flask --app examples/from_a_closure.py run
+
+What changed: the closure is gone, carry_context is in its place. One wrapper can be
+called many times at once, and its end does not close what the view has in g. Ask for
+/?source=contextvars, or for /?copy=false to see a task without it.
+"""
+
+import contextvars
+import threading
+import uuid
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from flask import Flask, abort, g, request
+
+from ctxcarry import carry_context
+
+app = Flask(__name__)
+executor = ThreadPoolExecutor()
+request_id: contextvars.ContextVar[str | None] = contextvars.ContextVar("request_id")
+
+
+@app.before_request
+def identify() -> None:
+    g.request_id = uuid.uuid4().hex
+    request_id.set(g.request_id)
+
+
+def from_g() -> str | None:
+    return g.request_id if g else None
+
+
+def from_contextvars() -> str | None:
+    return request_id.get(None)
+
+
+@app.route("/")
+def index() -> dict[str, str | None]:
+    sources = {"g": from_g, "contextvars": from_contextvars}
+    source = request.args.get("source", "g")
+    if source not in sources:
+        abort(400, "The source is g or contextvars.")
+    read: Callable[[], str | None] = sources[source]
+    task = read if request.args.get("copy") == "false" else carry_context(read)
+
+    in_thread: Future[str | None] = Future()
+    threading.Thread(target=lambda: in_thread.set_result(task())).start()
+    return {
+        "view": read(),
+        "pool": executor.submit(task).result(),
+        "thread": in_thread.result(),
+    }

@@ -1,0 +1,67 @@
+"""Coming from Flask-Executor: start a task, answer at once, fetch the result by its key.
+
+Run it with:  flask --app examples/from_flask_executor.py run
+
+What changed: the executor is the standard one, and wraps nothing by itself; wrap the
+function with carry_context; keep futures in a dict of your own. Database connections
+of the view stay open, context variables come along, and map works.
+"""
+
+import logging
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from flask import Flask, abort, request
+
+from ctxcarry import carry_context
+
+app = Flask(__name__)
+executor = ThreadPoolExecutor()
+tasks: dict[str, Future[str]] = {}
+starting = threading.Lock()
+log = logging.getLogger("tasks")
+
+
+def work(duration: int) -> str:
+    time.sleep(duration)
+    return f"{request.remote_addr} waited for {duration} s"
+
+
+def log_end(task: Future[str]) -> None:
+    log.warning("%s ended: %s", request.full_path, task.exception() or task.result())
+
+
+@app.route("/start-task/<int(signed=True):duration>")
+def start_task(duration: int) -> Any:
+    key = request.args.get("key", "task")
+    if duration < 0:
+        abort(400, "A task cannot end before it starts.")
+    with starting:
+        if key in tasks and not tasks[key].done():
+            abort(409, "A task with this key is still running.")
+        tasks[key] = executor.submit(carry_context(work), duration)
+    tasks[key].add_done_callback(carry_context(log_end))
+    return {"started": key}, 202
+
+
+@app.route("/get-task-result")
+def get_task_result() -> dict[str, str]:
+    key = request.args.get("key", "task")
+    if key not in tasks:
+        abort(404, "No task has this key.")
+    task = tasks[key]
+    if not task.done():
+        return {"state": "running"}
+    if error := task.exception():
+        return {"state": "failed", "error": str(error)}
+    return {"state": "done", "result": task.result()}
+
+
+@app.route("/squares/<int:count>")
+def squares(count: int) -> dict[str, Any]:
+    def square(number: int) -> str:
+        return f"{request.path}: {number * number}"
+
+    return {"squares": list(executor.map(carry_context(square), range(count)))}

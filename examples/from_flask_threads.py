@@ -1,0 +1,45 @@
+"""Coming from Flask-Threads: what a hook put into g, read in a thread and in a pool.
+
+Run it with:  flask --app examples/from_flask_threads.py run
+
+What changed: Thread and ThreadPoolExecutor are the standard ones, and the function is
+wrapped with carry_context. The task has an app context of its own, not the view's
+live one, and has the request, the session and the context variables as well.
+"""
+
+import queue
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+from flask import Flask, g, request
+
+from ctxcarry import carry_context
+
+app = Flask(__name__)
+executor = ThreadPoolExecutor()
+
+
+@app.before_request
+def remember_user() -> None:
+    g.user_id = request.headers.get("user-id")
+
+
+def get_user() -> dict[str, str]:
+    return {"user_id": g.user_id, "path": request.path}
+
+
+@app.route("/user/thread")
+def user_in_a_thread() -> dict[str, str]:
+    users: queue.Queue[dict[str, str]] = queue.Queue()
+
+    @carry_context
+    def put_user() -> None:
+        users.put(get_user())
+
+    threading.Thread(target=put_user).start()
+    return users.get()
+
+
+@app.route("/user/executor")
+def user_in_a_pool() -> dict[str, str]:
+    return executor.submit(carry_context(get_user)).result()
