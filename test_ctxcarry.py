@@ -371,10 +371,8 @@ def test_a_session_class_keeps_its_own_state_and_its_store_is_asked_once(
     def view() -> dict[str, Any]:
         def look(number: int) -> tuple[str, str, str]:
             session["number"] = number
-            sid: str = session.sid  # type: ignore[attr-defined]
-            user: str = session["user"]
-            kind: Any = session
-            return str(kind.__class__.__name__), sid, user
+            own: Any = session
+            return own.__class__.__name__, own.sid, own["user"]
 
         return {"seen": list(pool.map(carry_context(look), range(3)))}
 
