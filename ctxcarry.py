@@ -140,18 +140,19 @@ class _Snapshot:
         self.request = _copy(request)
         environ = self.request.environ.copy()
         environ["werkzeug.request"] = None  # It is the view's.
-        vars(self.request).update(
+        attributes = vars(self.request)
+        attributes.update(
             environ=environ,
             view_args=copy.copy(self.request.view_args),
             close=_leave_open,
         )
         empty = environ.get("CONTENT_LENGTH", "") in ("", "0")
         chunked = "HTTP_TRANSFER_ENCODING" in environ
-        parsed = "form" in vars(self.request) and self.request.mimetype in _FORM_TYPES
+        parsed = "form" in attributes and self.request.mimetype in _FORM_TYPES
         self.body = io.BytesIO if parsed or empty and not chunked else _UnreadBody
         # Up to Flask 2.1, a push first pops the context that a debugger or a test
         # client preserved. Cover the view's, unless the stack belongs to the thread.
-        preserving = hasattr(self.app, "preserve_context_on_exception")
+        preserving = hasattr(Flask, "preserve_context_on_exception")
         if preserving and not contextvars.Context().run(has_request_context):
             self.variables.run(_Context(self).contexts[-1].push)
 
