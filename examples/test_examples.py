@@ -297,6 +297,9 @@ def test_visitors_neither_see_nor_cancel_each_others_reports(
     assert len(visitors) == 2
     other.get(one.current_url)
     assert "Not Found" in other.page_source
+    stranger = progress.served.test_client()
+    assert stranger.post("/reports/1/cancel").status_code == 404
+    assert stranger.get("/reports/1/state").status_code == 404
     other.get(progress.address)
     assert "Report 1" not in other.page_source and "Report 2" in other.page_source
 
