@@ -26,7 +26,7 @@ executor = ThreadPoolExecutor()
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id")
 
 folder = Path(os.environ.get("CELERY_FOLDER", Path(tempfile.gettempdir(), "celery")))
-for name in "messages", "results":
+for name in "messages", "control", "results":
     (folder / name).mkdir(parents=True, exist_ok=True)
 celery: Any = Celery(
     __name__,
@@ -38,6 +38,7 @@ if celery.conf.broker_url == "filesystem://":
     celery.conf.broker_transport_options = {
         "data_folder_in": messages,
         "data_folder_out": messages,
+        "control_folder": str(folder / "control"),
     }
 
 
