@@ -114,7 +114,7 @@ class FlaskExecutor(Peer):
         return wrapped
 
     def thread(self, func: Task) -> threading.Thread:
-        raise NotImplementedError("It wraps for its own executor only.")
+        raise RuntimeError("It wraps for its own executor only.")
 
     def submit(self, func: Task, *args: Any) -> Any:
         return self.executor.submit(func, *args)
