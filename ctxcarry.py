@@ -131,13 +131,13 @@ class _Snapshot:
 
     def __init__(self) -> None:
         self.variables = contextvars.copy_context()
-        self.app = current_app.app_context().app
-        self.g = vars(g).copy()
+        self.app: Flask = _current(current_app)
+        self.g: dict[str, Any] = _current(g).__dict__.copy()
         self.has_request = has_request_context()
         if not self.has_request:
             return
-        self.session = _copy(session)
-        self.request = _copy(request)
+        self.session = _copy(_current(session))
+        self.request: Request = _copy(_current(request))
         environ = self.request.environ.copy()
         environ["werkzeug.request"] = None  # It is the view's.
         attributes = vars(self.request)
@@ -254,16 +254,23 @@ class _UnreadBody(io.RawIOBase):
         )
 
 
+def _current(proxy: Any) -> Any:
+    """Return what a proxy stands for, which each access through it looks up again."""
+    return proxy._get_current_object()
+
+
 def _copy(original: T) -> T:
     """Return ``copy.copy(original)``, for Flask's own classes without its detours."""
-    cls = original.__class__  # Not type(), which of a proxy is LocalProxy.
+    cls = type(original)
+    copied: Any
     if cls is Request:
-        copied: Any = Request.__new__(Request)
+        copied = Request.__new__(Request)
     elif cls is SecureCookieSession:
-        copied = SecureCookieSession(cast(Any, original).copy())
+        copied = SecureCookieSession.__new__(SecureCookieSession)
+        cast(Any, dict).update(copied, original)
     else:
         return copy.copy(original)
-    copied.__dict__.update(original.__dict__)
+    copied.__dict__ = original.__dict__.copy()
     return cast(T, copied)
 
 
