@@ -91,10 +91,10 @@ def carry_context(func: Callable[P, R], /) -> Callable[P, R]:
     (pallets/flask#3306), shares no object with the view, and can run more than once
     at a time (pallets/flask#5252).
     """
-    task = _check(func)
+    is_async = _check(func)
     snapshot = _Snapshot()
 
-    if _is(inspect.iscoroutinefunction, task):
+    if is_async:
 
         @functools.wraps(func)
         async def carried_async(*args: P.args, **kwargs: P.kwargs) -> Any:
@@ -167,9 +167,10 @@ class _Context:
     __slots__ = ("contexts", "g", "snapshot")
 
     def __init__(self, snapshot: _Snapshot) -> None:
-        self.snapshot, unbound = snapshot, _Unbound(snapshot.app)
-        self.contexts: list[Any] = [unbound.app_context()]
+        self.snapshot = snapshot
+        self.contexts: list[Any] = [snapshot.app.app_context()]
         if snapshot.has_request:
+            unbound = _Unbound(snapshot.app)
             request, session = _copy(snapshot.request), _copy(snapshot.session)
             environ, body = request.environ.copy(), snapshot.body()
             environ["wsgi.input"] = body
@@ -255,8 +256,8 @@ class _UnreadBody(io.RawIOBase):
 
 
 def _current(proxy: Any) -> Any:
-    """Return what a proxy stands for, which each access through it looks up again."""
-    return proxy._get_current_object()
+    """Return the object behind a proxy, which each access through it looks up again."""
+    return proxy._get_current_object()  # Documented by Werkzeug.
 
 
 def _copy(original: T) -> T:
@@ -293,13 +294,8 @@ def _steps(
             step = functools.partial(coroutine.throw, error)
 
 
-def _is(kind: Callable[[Any], bool], task: Any) -> bool:
-    """Ask inspect about a function, and about the method behind a callable object."""
-    return kind(task) or not inspect.isfunction(task) and kind(type(task).__call__)
-
-
-def _check(func: object) -> Any:
-    """Return the callable that a partial is of, or raise if it cannot be carried."""
+def _check(func: object) -> bool:
+    """Say whether this is a coroutine function. Raise if it cannot be carried."""
     task: Any = func
     while isinstance(task, functools.partial):
         task = cast(Any, task).func
@@ -308,7 +304,10 @@ def _check(func: object) -> Any:
             f"carry_context() takes a function, not {type(task).__qualname__!r}. Pass"
             " the function, not its result: carry_context(task), without the call."
         )
-    if _is(inspect.isgeneratorfunction, task) or _is(inspect.isasyncgenfunction, task):
+    # What a callable object runs is a method of its class.
+    function = task if inspect.isroutine(task) else type(task).__call__
+    flags: int = getattr(getattr(function, "__code__", None), "co_flags", 0)
+    if flags & (inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR):
         raise TypeError(
             f"carry_context() cannot carry into the generator function {task!r}: its"
             " body would run outside. Wrap the function that iterates over it."
@@ -327,4 +326,5 @@ def _check(func: object) -> Any:
             " Wrap the function inside the view, or where the view hands it over:"
             " executor.submit(carry_context(task))."
         )
-    return task
+    # inspect also knows what inspect.markcoroutinefunction() has marked.
+    return bool(flags & inspect.CO_COROUTINE) or inspect.iscoroutinefunction(task)

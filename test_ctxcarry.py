@@ -362,6 +362,25 @@ class Store(SessionInterface):
         response.headers["Session"] = f"{session.sid} {dict(session)}"
 
 
+def test_a_request_class_keeps_its_methods_and_its_own_state(app: Flask) -> None:
+    class TenantRequest(Request):
+        __slots__ = ("slot",)
+
+        def tenant(self) -> str:
+            return self.host.split(".")[0]
+
+    app.request_class = TenantRequest
+
+    @app.route("/")
+    def view() -> dict[str, Any]:
+        own: Any = request
+        own.slot = "kept"
+        return {"seen": in_thread(carry_context(lambda: [own.tenant(), own.slot]))}
+
+    response = app.test_client().get("/", base_url="http://acme.example")
+    assert response.get_json() == {"seen": ["acme", "kept"]}
+
+
 def test_a_session_class_keeps_its_own_state_and_its_store_is_asked_once(
     app: Flask, pool: ThreadPoolExecutor
 ) -> None:
@@ -989,8 +1008,13 @@ class Async:
         return await look()
 
 
+# Python 3.12 can mark what returns a coroutine.
+mark: Any = getattr(inspect, "markcoroutinefunction", None)
+MARKED = [mark(lambda: look())] if mark else []
+
+
 @pytest.mark.parametrize(
-    "func", [look, partial(look), Async(), Async().method, partial(Async())]
+    "func", [look, partial(look), Async(), Async().method, partial(Async()), *MARKED]
 )
 def test_a_coroutine_function_stays_one(
     app: Flask, func: Callable[[], Coroutine[Any, Any, Any]]
