@@ -170,7 +170,6 @@ class _Context:
         self.snapshot = snapshot
         self.contexts: list[Any] = [snapshot.app.app_context()]
         if snapshot.has_request:
-            unbound = _Unbound(snapshot.app)
             request, session = _copy(snapshot.request), _copy(snapshot.session)
             environ, body = request.environ.copy(), snapshot.body()
             environ["wsgi.input"] = body
@@ -180,7 +179,7 @@ class _Context:
                 stream=body,
                 view_args=copy.copy(request.view_args),
             )
-            ctx = vars(flask.ctx)
+            ctx, unbound = vars(flask.ctx), _Unbound(snapshot.app)
             merged = "RequestContext" not in ctx  # Flask 3.2, pallets/flask#5639.
             context = (
                 ctx["AppContext"](unbound, request=request, session=session)
@@ -211,18 +210,16 @@ class _Context:
 
 
 class _Unbound:
-    """The app as a new request context sees it, which then binds and matches no URL.
+    """What a new context asks of its app, but that it then binds and matches no URL.
 
-    Binding is half of the cost of a context, and few tasks build a URL.
+    Binding is half of the cost of a context, and few tasks build a URL. It also sets
+    ``request.host`` again.
     """
 
-    __slots__ = ("app",)
+    __slots__ = ("app_ctx_globals_class",)
 
     def __init__(self, app: Flask) -> None:
-        self.app = app
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.app, name)
+        self.app_ctx_globals_class = app.app_ctx_globals_class  # For Flask 3.2.
 
     def create_url_adapter(self, _: object) -> None:
         return None
