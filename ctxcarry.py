@@ -98,30 +98,23 @@ def carry_context(func: Callable[P, R], /) -> Callable[P, R]:
 
         @functools.wraps(func)
         async def carried_async(*args: P.args, **kwargs: P.kwargs) -> Any:
-            coroutine = _call_async(snapshot, func, *args, **kwargs)
-            return await _steps(snapshot.variables.copy(), coroutine)
+            async def call() -> Any:
+                with _Context(snapshot):
+                    return await cast(Any, func)(*args, **kwargs)
+
+            return await _steps(snapshot.variables.copy(), call())
 
         return cast("Callable[P, R]", carried_async)
 
     @functools.wraps(func)
     def carried(*args: P.args, **kwargs: P.kwargs) -> R:
-        return snapshot.variables.copy().run(_call, snapshot, func, *args, **kwargs)
+        def call() -> R:
+            with _Context(snapshot):
+                return func(*args, **kwargs)
+
+        return snapshot.variables.copy().run(call)
 
     return carried
-
-
-def _call(
-    snapshot: "_Snapshot", func: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
-) -> R:
-    with _Context(snapshot):
-        return func(*args, **kwargs)
-
-
-async def _call_async(
-    snapshot: "_Snapshot", func: Callable[P, Any], /, *args: P.args, **kwargs: P.kwargs
-) -> Any:
-    with _Context(snapshot):
-        return await func(*args, **kwargs)
 
 
 class _Snapshot:
