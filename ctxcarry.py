@@ -203,10 +203,10 @@ class _Context:
 
 
 class _Unbound:
-    """What a new context asks of its app, but that it then binds and matches no URL.
+    """What a new context asks of its app, without binding and matching the URL.
 
-    Binding is half of the cost of a context, and few tasks build a URL. It also sets
-    ``request.host`` again.
+    Binding is half of the cost of a context, and few tasks build a URL. It would also
+    set ``request.host`` again.
     """
 
     __slots__ = ("app_ctx_globals_class",)
