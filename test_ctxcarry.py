@@ -1209,6 +1209,7 @@ def test_without_a_context_there_is_nothing_to_carry() -> None:
 
 
 MODULE = """
+from __future__ import annotations  # A flag of the code, as is the kind of a function.
 import functools
 from ctxcarry import carry_context
 
