@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from selenium.common import StaleElementReferenceException
+from selenium.common import WebDriverException
 from selenium.webdriver import Chrome
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
@@ -254,10 +254,13 @@ def start_report(window: Any, address: str, items: int) -> None:
 
 
 def wait_for(window: Any, text: str) -> None:
-    navigating = [StaleElementReferenceException]
-    WebDriverWait(window, TIMEOUT, 0.05, navigating).until(
-        lambda window: text in window.find_element("tag name", "main").text
-    )
+    wait_until(window, lambda: text in window.find_element("tag name", "main").text)
+
+
+def wait_until(window: Any, holds: Callable[[], bool]) -> None:
+    # While the window navigates, what is read can go, in more than one way.
+    wait = WebDriverWait(window, TIMEOUT, 0.05, [WebDriverException])
+    wait.until(lambda _: holds())
 
 
 @pytest.mark.parametrize("width", [360, 1280])
@@ -317,9 +320,7 @@ def test_what_has_not_begun_is_cancelled(
     window = browse(1280)
     start_report(window, progress.address, 20)
     window.find_element("id", "cancel").click()
-    WebDriverWait(window, TIMEOUT, 0.05).until(
-        lambda window: not window.find_element("id", "cancel").is_enabled()
-    )
+    wait_until(window, lambda: not window.find_element("id", "cancel").is_enabled())
     cancelled.set()
     wait_for(window, "20 of 20: 4 done, 0 failed, 16 cancelled.")
 
