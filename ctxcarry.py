@@ -120,8 +120,6 @@ def carry_context(func: Callable[P, R], /) -> Callable[P, R]:
 class _Snapshot:
     """What is active now. All calls share it, and none changes it."""
 
-    __slots__ = ("app", "body", "g", "has_request", "request", "session", "variables")
-
     def __init__(self) -> None:
         self.variables = contextvars.copy_context()
         self.app: Flask = _current(current_app)
@@ -156,8 +154,6 @@ def _leave_open() -> None:
 
 class _Context:
     """The context of one call, pushed on entry and popped on exit."""
-
-    __slots__ = ("contexts", "g", "snapshot")
 
     def __init__(self, snapshot: _Snapshot) -> None:
         self.snapshot = snapshot
@@ -209,8 +205,6 @@ class _Unbound:
     set ``request.host`` again.
     """
 
-    __slots__ = ("app_ctx_globals_class",)
-
     def __init__(self, app: Flask) -> None:
         self.app_ctx_globals_class = app.app_ctx_globals_class  # For Flask 3.2.
 
@@ -220,8 +214,6 @@ class _Unbound:
 
 class _URLAdapter:
     """The adapter of a call, bound at its first use."""
-
-    __slots__ = ("snapshot",)
 
     def __init__(self, snapshot: _Snapshot) -> None:
         self.snapshot = snapshot
