@@ -397,8 +397,8 @@ def test_a_session_class_keeps_its_own_state_and_its_store_is_asked_once(
         def look(number: int) -> tuple[str, str, str]:
             session["number"] = number
             own: Any = session
-            cls = type(own._get_current_object())
-            return cls.__name__, own.sid, own["user"]
+            name = own._get_current_object().__class__.__name__
+            return name, own.sid, own["user"]
 
         return {"seen": list(pool.map(carry_context(look), range(3)))}
 
