@@ -88,8 +88,8 @@ def carry_context(func: Callable[P, R], /) -> Callable[P, R]:
         belongs to a module being imported: every later call would carry that request.
 
     Unlike :func:`flask.copy_current_request_context`, it carries ``g``
-    (pallets/flask#3306), shares no object with the view, and can run more than once
-    at a time (pallets/flask#5252).
+    (pallets/flask#3306), shares neither request nor session with the view, and can run
+    more than once at a time (pallets/flask#5252).
     """
     is_async = _check(func)
     snapshot = _Snapshot()
@@ -135,7 +135,7 @@ class _Snapshot:
         attributes.update(
             environ=environ,
             view_args=copy.copy(self.request.view_args),
-            close=_leave_open,
+            close=_do_nothing,  # A pop would close the view's uploads.
         )
         empty = environ.get("CONTENT_LENGTH", "") in ("", "0")
         chunked = "HTTP_TRANSFER_ENCODING" in environ
@@ -148,8 +148,8 @@ class _Snapshot:
             self.variables.run(_Context(self).contexts[-1].push)
 
 
-def _leave_open() -> None:
-    """Replace ``close()``, which a pop calls, and which closes the view's uploads."""
+def _do_nothing(*_: object) -> None:
+    pass
 
 
 class _Context:
@@ -168,7 +168,13 @@ class _Context:
                 stream=body,
                 view_args=copy.copy(request.view_args),
             )
-            ctx, unbound = vars(flask.ctx), _Unbound(snapshot.app)
+            # Binding the URL map is half of the cost of a context, and sets request.host
+            # again. Few tasks build a URL, so it waits for the first that does.
+            unbound = types.SimpleNamespace(
+                app_ctx_globals_class=snapshot.app.app_ctx_globals_class,  # For 3.2.
+                create_url_adapter=_do_nothing,
+            )
+            ctx = vars(flask.ctx)
             merged = "RequestContext" not in ctx  # Flask 3.2, pallets/flask#5639.
             context = (
                 ctx["AppContext"](unbound, request=request, session=session)
@@ -196,20 +202,6 @@ class _Context:
         finally:
             for context in self.contexts[:-1]:
                 context.pop(error)
-
-
-class _Unbound:
-    """What a new context asks of its app, without binding and matching the URL.
-
-    Binding is half of the cost of a context, and few tasks build a URL. It would also
-    set ``request.host`` again.
-    """
-
-    def __init__(self, app: Flask) -> None:
-        self.app_ctx_globals_class = app.app_ctx_globals_class  # For Flask 3.2.
-
-    def create_url_adapter(self, _: object) -> None:
-        return None
 
 
 class _URLAdapter:
@@ -294,19 +286,21 @@ def _check(func: object) -> bool:
             f"carry_context() cannot carry into the generator function {task!r}: its"
             " body would run outside. Wrap the function that iterates over it."
         )
+    advice = (
+        "Wrap the function inside the view, or where the view hands it over:"
+        " executor.submit(carry_context(task))."
+    )
     if not has_app_context():
         raise RuntimeError(
             f"carry_context({task!r}) found no active Flask context, so there is"
-            " nothing to carry. Wrap the function inside the view, or where the view"
-            " hands it over: executor.submit(carry_context(task))."
+            f" nothing to carry. {advice}"
         )
     spec = getattr(sys.modules.get(task.__module__), "__spec__", None)
     if has_request_context() and getattr(spec, "_initializing", False):
         raise RuntimeError(
             f"carry_context({task!r}) was called while a request imports the module"
             f" {task.__module__!r}: every later call would carry this one request."
-            " Wrap the function inside the view, or where the view hands it over:"
-            " executor.submit(carry_context(task))."
+            f" {advice}"
         )
     # inspect also knows what inspect.markcoroutinefunction() has marked.
     return bool(flags & inspect.CO_COROUTINE) or inspect.iscoroutinefunction(task)

@@ -479,7 +479,7 @@ def holds(check: Promise, peer: type[Peer]) -> bool:
         return False
 
 
-# The costs: each is measured in a view, for one peer, and gives values by name
+# The costs: each is measured for one peer, and gives values by name
 
 Costs = dict[str, float]
 
