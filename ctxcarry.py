@@ -1,46 +1,49 @@
+# ctxcarry 1.1.0, SPDX-License-Identifier: MIT-0
 """Carry Flask's context and contextvars into threads, pools, timers and event loops."""
 
-# SPDX-License-Identifier: MIT-0
+from __future__ import annotations
 
+import contextlib
 import contextvars
 import copy
+import decimal
 import functools
 import inspect
 import io
 import sys
 import types
-from collections.abc import Callable, Coroutine, Generator
-from typing import Any, NoReturn, ParamSpec, TypeVar, cast
+from collections.abc import Callable, Generator
+from typing import Any, ParamSpec, TypeVar, cast
 
-import flask.ctx
-from flask import (
-    Flask,
-    Request,
-    current_app,
-    g,
-    has_app_context,
-    has_request_context,
-    request,
-    session,
-)
+import flask.globals
+from flask import Request, has_app_context, has_request_context
 from flask.sessions import SecureCookieSession
 from werkzeug.datastructures import EnvironHeaders
+from werkzeug.local import LocalProxy, release_local
+from werkzeug.routing import MapAdapter
 
 __all__ = ["carry_context"]
-__version__ = "1.0.0"
+__version__ = "1.1.0"
 
 P = ParamSpec("P")
 R = TypeVar("R")
-T = TypeVar("T")
-
+_dict, _list, _type = cast(Any, (dict, list, type))  # Which no type checker narrows.
+_own = cast(Any, (Request, SecureCookieSession, MapAdapter))
 _FORM_TYPES = "multipart/form-data", "application/x-www-form-urlencoded"
+_flask: dict[str, Any] = vars(flask.globals) | vars(flask.ctx)
+_CONTEXTS = _flask["AppContext"], _flask.get("RequestContext", _flask["AppContext"])
+_app_ctx: Any = _flask.get("app_ctx")
+_request_ctx: Any = _flask.get("request_ctx", _app_ctx)  # Merged: pallets/flask#5639.
+_stacks: list[Any] = []
+if "app_ctx" not in _flask:  # Up to Flask 2.1.
+    _stacks = [_flask["_app_ctx_stack"], _flask["_request_ctx_stack"]]
+    _app_ctx, _request_ctx = (stack() for stack in _stacks)
 
 
 def carry_context(func: Callable[P, R], /) -> Callable[P, R]:
     """Make a function run, wherever it is called, in the context that is active now.
 
-    Call this inside a view, and hand the result to a thread, a pool, a timer, a
-    greenlet or an event loop::
+    Call this inside a view, and hand the result to a thread, a pool or a timer::
 
         @app.route("/report")
         def report():
@@ -48,52 +51,23 @@ def carry_context(func: Callable[P, R], /) -> Callable[P, R]:
             def part(item):
                 return f"{item} of {g.tenant}, for {session['user']}"
 
-            parts = list(executor.map(part, request.args.getlist("item")))
-            executor.submit(carry_context(send_mail), parts)
-            threading.Thread(target=carry_context(index), args=[parts]).start()
-            threading.Timer(60, carry_context(clean_up)).start()
-            return parts
+            return list(executor.map(part, request.args.getlist("item")))
 
-    What is carried: shallow copies, as of now, of the request, the session and the
-    attributes of ``g``; the context variables; the application. With an app context
-    alone (a command, a start-up job), all of that but request and session.
+    Each call, also many at once (pallets/flask#5252), has its own copies of request,
+    session, ``g`` (pallets/flask#3306) and context variables, as of now, and writes
+    nothing back. What the view has read of the request body is there, too.
+    In ``g``, data is carried. An open resource, which has ``close()`` and is a context
+    manager (a connection, an ORM's session, a file), stays with the view: open one in
+    the call, for teardown functions to close, or share the view's as an argument.
 
-    What each call gets: an app context, ``g``, request, session and context variables
-    of its own, so that one result can be called many times, also at once. Nothing is
-    written back, not to the session cookie either. The URL is not matched again.
-    Teardown functions run when the call ends, and are given its exception.
-
-    Who owns what in ``g``: what a call adds is its own, for teardown functions to find
-    and close. What was carried is borrowed, and taken out before they run, so that
-    they close nothing that the view still uses. A task that wants a connection of its
-    own begins with ``g.pop("db", None)``, and with ``g.pop("_login_user", None)`` for
-    Flask-Login to load the user through it.
-
-    The request body: what the view has read by now, with ``get_json()``, ``form`` or
-    ``get_data()``, can be read in the call. What it has not read stays the view's: in
-    the call, reading it raises :exc:`RuntimeError`. Uploads close with the request of
-    the view, so save them there.
-
-    Coroutine functions: the result is one too. Every step of the body runs in the
-    context of the call, on whatever loop awaits it. To run one in a pool::
-
-        executor.submit(carry_context(asyncio.run), work())
-
-    :param func: any callable but a generator function.
-    :return: a callable with the same parameters and result. It cannot be pickled, so
-        it does not cross to another process: pass plain data there.
-    :raises TypeError: if ``func`` is not callable, or is a generator function, whose
-        body would run outside of the context.
-    :raises RuntimeError: if no context is active, or if a request is, and ``func``
-        belongs to a module being imported: every later call would carry that request.
-
-    Unlike :func:`flask.copy_current_request_context`, it carries ``g``
-    (pallets/flask#3306), shares neither request nor session with the view, and can run
-    more than once at a time (pallets/flask#5252).
+    :param func: any callable but a generator function. A coroutine function stays one.
+    :return: a callable with the same parameters and result. It cannot be pickled.
+    :raises TypeError: if ``func`` is not callable, or a generator function; in the call,
+        if it returns a coroutine and is no coroutine function.
+    :raises RuntimeError: if no context is active, or those of two apps; if the session
+        is not open yet; if a module that a request imports calls this at its top level.
     """
-    is_async = _check(func)
-    snapshot = _Snapshot()
-
+    is_async, snapshot = _check(func), _Snapshot()
     if is_async:
 
         @functools.wraps(func)
@@ -102,7 +76,7 @@ def carry_context(func: Callable[P, R], /) -> Callable[P, R]:
                 with _Context(snapshot):
                     return await cast(Any, func)(*args, **kwargs)
 
-            return await _steps(snapshot.variables.copy(), call())
+            return await _steps(_copy_variables(snapshot.variables), call())
 
         return cast("Callable[P, R]", carried_async)
 
@@ -110,197 +84,257 @@ def carry_context(func: Callable[P, R], /) -> Callable[P, R]:
     def carried(*args: P.args, **kwargs: P.kwargs) -> R:
         def call() -> R:
             with _Context(snapshot):
-                return func(*args, **kwargs)
+                return cast(R, _refuse_coroutine(func(*args, **kwargs)))
 
-        return snapshot.variables.copy().run(call)
+        return _copy_variables(snapshot.variables).run(call)
 
     return carried
 
 
-class _Snapshot:
-    """What is active now. All calls share it, and none changes it."""
-
+class _Snapshot:  # What is active now. All calls share it, and none changes it.
     def __init__(self) -> None:
-        self.variables = contextvars.copy_context()
-        self.app: Flask = _current(current_app)
-        self.g: dict[str, Any] = _current(g).__dict__.copy()
-        self.has_request = has_request_context()
-        if not self.has_request:
-            return
-        self.session = _copy(_current(session))
-        self.request: Request = _copy(_current(request))
-        environ = self.request.environ.copy()
-        environ["werkzeug.request"] = None  # It is the view's.
-        attributes = vars(self.request)
-        attributes.update(
-            environ=environ,
-            view_args=copy.copy(self.request.view_args),
-            close=_do_nothing,  # A pop would close the view's uploads.
-        )
-        empty = environ.get("CONTENT_LENGTH", "") in ("", "0")
-        chunked = "HTTP_TRANSFER_ENCODING" in environ
-        parsed = "form" in attributes and self.request.mimetype in _FORM_TYPES
-        self.body = io.BytesIO if parsed or empty and not chunked else _UnreadBody
-        # Up to Flask 2.1, a push first pops the context that a debugger or a test
-        # client preserved. Cover the view's, unless the stack belongs to the thread.
-        preserving = hasattr(Flask, "preserve_context_on_exception")
-        if preserving and not contextvars.Context().run(has_request_context):
-            self.variables.run(_Context(self).contexts[-1].push)
+        app_context: Any = _app_ctx._get_current_object()
+        self.app, self.merged = app_context.app, False
+        self.request: Any = None
+        made_again = {"_flask_babel"}  # By Flask-Babel, and the other by Flask-Login.
+        if has_request_context():
+            context: Any = _request_ctx._get_current_object()
+            if context.app is not self.app:
+                raise RuntimeError(
+                    f"carry_context() mixes no apps: {self.app} is active in a request"
+                    f" of {context.app}. Wrap outside of `with other.app_context():`."
+                )
+            self.context_class, self.merged = context.__class__, context is app_context
+            self.url_adapter = _copy(context.url_adapter)
+            self.request, session = _detach(context.request), None
+            with contextlib.suppress(AssertionError, AttributeError):
+                session = context.session
+                session.accessed = True  # For responses to vary by cookie.
+            if session is None:
+                raise RuntimeError(
+                    "carry_context() needs an open session. Wrap it inside the view."
+                )
+            self.session = _copy_session(session)
+            if "_user_id" in session:
+                made_again.add("_login_user")
+            attributes, environ = self.request.__dict__, self.request.environ
+            parsed = "form" in attributes and self.request.mimetype in _FORM_TYPES
+            empty = not str(environ.get("CONTENT_LENGTH") or "").strip("0")
+            chunked = "HTTP_TRANSFER_ENCODING" in environ
+            self.body = io.BytesIO if parsed or empty and not chunked else _UnreadBody
+        self.variables = _copy_variables(contextvars.copy_context())
+        self.g: dict[str, Any] = app_context.g.__dict__.copy()
+        self.left: dict[str, list[Any]] = {}
+        for name, value in [*self.g.items()]:
+            held = [*_dict.values(value)] if issubclass(_type(value), dict) else []
+            resources = [*filter(_is_resource, [value, *held])]
+            if resources or name in made_again:
+                self.left[name] = [self.g.pop(name), *resources]
 
 
-def _do_nothing(*_: object) -> None:
-    pass
-
-
-class _Context:
-    """The context of one call, pushed on entry and popped on exit."""
-
-    def __init__(self, snapshot: _Snapshot) -> None:
-        self.snapshot = snapshot
-        self.contexts: list[Any] = [snapshot.app.app_context()]
-        if snapshot.has_request:
-            request, session = _copy(snapshot.request), _copy(snapshot.session)
-            environ, body = request.environ.copy(), snapshot.body()
-            environ["wsgi.input"] = body
-            vars(request).update(
-                environ=environ,
-                headers=EnvironHeaders(environ),
-                stream=body,
-                view_args=copy.copy(request.view_args),
-            )
-            # Binding the URL map is half of the cost of a context, and sets request.host
-            # again. Few tasks build a URL, so it waits for the first that does.
-            unbound = types.SimpleNamespace(
-                app_ctx_globals_class=snapshot.app.app_ctx_globals_class,  # For 3.2.
-                create_url_adapter=_do_nothing,
-            )
-            ctx = vars(flask.ctx)
-            merged = "RequestContext" not in ctx  # Flask 3.2, pallets/flask#5639.
-            context = (
-                ctx["AppContext"](unbound, request=request, session=session)
-                if merged
-                else ctx["RequestContext"](unbound, environ, request, session)
-            )
-            context.app = snapshot.app
-            self.contexts = [context] if merged else [*self.contexts, context]
-        self.g: dict[str, Any] = vars(self.contexts[0].g)
-
-    def __enter__(self) -> None:
-        self.g.update(self.snapshot.g)
-        for context in self.contexts:
-            context.push()
-        if self.snapshot.has_request:
-            self.contexts[-1].url_adapter = _URLAdapter(self.snapshot)
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        for name, value in self.snapshot.g.items():
-            if self.g.get(name) is value:
-                self.g.pop(name, None)
-        # Not ``with context:``, which up to Flask 2.1 may preserve it instead.
+def _is_resource(value: object) -> bool:
+    """Ask the classes alone whether it can be closed and is a context manager."""
+    cls = named = _type(value)
+    if not issubclass(_type(value), LocalProxy):  # Which would wake.
         try:
-            self.contexts[-1].pop(error)
-        finally:
-            for context in self.contexts[:-1]:
-                context.pop(error)
+            named = value.__class__  # Sees through the proxies of tracers.
+        except ReferenceError:  # Of a weakref.proxy().
+            return False
+    for each in {cls, named}:
+        manages = hasattr(each, "__exit__") or hasattr(each, "__aexit__")
+        if manages and (hasattr(each, "close") or hasattr(each, "aclose")):
+            return True
+    return False
 
 
-class _URLAdapter:
-    """The adapter of a call, bound at its first use."""
-
+class _Context:  # The context of one call, pushed on entry and popped on exit.
     def __init__(self, snapshot: _Snapshot) -> None:
         self.snapshot = snapshot
+        self.pushed: list[Any] = []
 
     def __getattr__(self, name: str) -> Any:
-        app, request = self.snapshot.app, self.snapshot.request
-        return getattr(app.create_url_adapter(_copy(request)), name)
+        return getattr(self.snapshot.app, name)
+
+    def __enter__(self) -> None:
+        snapshot, carried = self.snapshot, self.snapshot.g
+        contexts: list[Any] = []
+        if not snapshot.merged:
+            contexts.append(snapshot.app.app_context())
+        if snapshot.request is not None:
+            request, body = _detach(snapshot.request), snapshot.body()
+            request.environ["wsgi.input"] = body
+            # A pop would close the view's uploads, and a push match the URL again.
+            request.__dict__.update(stream=body, close=lambda: None)
+            given = {"request": request, "session": _copy_session(snapshot.session)}
+            if not snapshot.merged:
+                given["environ"] = request.environ
+            # For speed, this stands in for the app, of which a context binds the URLs.
+            self.create_url_adapter = functools.partial(_copy, snapshot.url_adapter)
+            context = snapshot.context_class(self, **given)
+            context.app, context.match_request = snapshot.app, request.close
+            contexts.append(context)
+        self.g, self.borrowed = contexts[0].g, carried
+        values = self.g.__dict__
+        self.fresh = values.copy()
+        values.update(carried)
+        try:
+            for context in contexts:
+                self.pushed.append(context)
+                context.push()
+        except BaseException as error:  # Of a receiver: the context is pushed by then.
+            self.__exit__(None, error, None)
+            raise
+        # What a receiver has taken out of g is borrowed no longer.
+        self.borrowed = {k: v for k, v in carried.items() if values.get(k, self) is v}
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        values, left = self.g.__dict__, self.snapshot.left
+        lent = {id(value) for resources in left.values() for value in resources}
+        for name, value in [*values.items()]:
+            if self.borrowed.get(name, self) is value or id(value) in lent:
+                del values[name]
+        values.update(self.fresh | values)
+        if isinstance(error, AttributeError) and error.obj is self.g:
+            if error.name in left and sys.version_info >= (3, 11):
+                error.add_note(
+                    f"g.{error.name} stays with the view: open it in the task, or pass"
+                    " it as an argument. carry_context() carries no open resources."
+                )
+        try:  # Not ``with``, which up to Flask 2.1 may preserve a context instead.
+            try:
+                self.pushed.pop().pop(error)
+            finally:
+                for context in self.pushed:  # The app's, up to Flask 3.1.
+                    context.pop(error)
+        except Exception:
+            if error is None:
+                raise
+            self.snapshot.app.logger.exception("A task failed, and then its teardown.")
 
 
-class _UnreadBody(io.RawIOBase):
-    """Stands in for the server's stream, which is the view's to read."""
-
+class _UnreadBody(io.RawIOBase):  # The server's stream is the view's to read.
     def readable(self) -> bool:
         return True
 
-    def readinto(self, _: object, /) -> NoReturn:
+    def readinto(self, _: object, /) -> int:
         raise RuntimeError(
-            "The task cannot read the request body: the view had not read it when it"
-            " called carry_context(). Read the body in the view first, with"
-            " request.get_data(), request.get_json() or request.form."
+            "carry_context() carries what the view has read of the request body. Read"
+            " all of it in the view first, with get_data(), get_json() or form."
         )
 
 
-def _current(proxy: Any) -> Any:
-    """Return the object behind a proxy, which each access through it looks up again."""
-    return proxy._get_current_object()  # Documented by Werkzeug.
+def _detach(request: Any) -> Any:
+    """Copy a request so that nothing of it is the server's, or another call's."""
+    copied, environ = _copy(request), request.environ.copy()
+    environ["werkzeug.request"] = environ["wsgi.input"] = None
+    copied.__dict__.pop("stream", None)
+    headers = request.headers
+    if isinstance(headers, EnvironHeaders) and headers.environ is request.environ:
+        copied.headers = type(headers)(environ)
+    copied.environ, copied.view_args = environ, copy.copy(request.view_args)
+    return copied
 
 
-def _copy(original: T) -> T:
-    """Return ``copy.copy(original)``, for Flask's own classes without its detours."""
-    cls = type(original)
-    copied: Any
-    if cls is Request:
-        copied = Request.__new__(Request)
-    elif cls is SecureCookieSession:
-        copied = SecureCookieSession.__new__(SecureCookieSession)
-        cast(Any, dict).update(copied, original)
-    else:
+def _copy_session(session: Any) -> Any:
+    """Copy a session, with the lists and dicts in it, which are changed in place."""
+    copied = _copy(session)
+    copies: dict[int, Any] = {}
+    holders: list[Any] = [copied if isinstance(copied, _dict) else copied.__dict__]
+    for holder in holders:  # They grow meanwhile.
+        kind = _list if _type(holder) is list else _dict
+        for key, value in enumerate(holder) if kind is _list else _dict.items(holder):
+            if _type(value) is list or _type(value) is dict:
+                if id(value) not in copies:
+                    copies[id(value)] = value.copy()
+                    holders.append(copies[id(value)])
+                kind.__setitem__(holder, key, copies[id(value)])
+    return copied
+
+
+def _copy(original: Any, _: object = None) -> Any:
+    """Return ``copy.copy(original)``, which fails where a ``__getattr__`` recurses."""
+    cls = _type(original)
+    own = cls in _own  # For speed.
+    if not own and (hasattr(cls, "__copy__") or not hasattr(cls, "__getattr__")):
         return copy.copy(original)
-    copied.__dict__ = original.__dict__.copy()
-    return cast(T, copied)
+    copied = cls.__new__(cls)
+    object.__setattr__(copied, "__dict__", original.__dict__.copy())
+    if issubclass(cls, _dict):
+        _dict.update(copied, original)
+    for _, slot in () if own else inspect.getmembers(cls, inspect.ismemberdescriptor):
+        with contextlib.suppress(AttributeError):  # It may not be set.
+            slot.__set__(copied, slot.__get__(original))
+    return copied
+
+
+def _copy_variables(variables: contextvars.Context) -> contextvars.Context:
+    """Copy all variables but Flask's own, which hold, and would show, the view's."""
+    copied = contextvars.Context()
+    for variable, value in variables.items():
+        if issubclass(type(value), decimal.Context):
+            value = value.copy()  # It is changed in place.
+        if not issubclass(type(value), _CONTEXTS):
+            copied.run(variable.set, value)
+    for stack in _stacks:
+        copied.run(release_local, stack)
+    return copied
+
+
+def _refuse_coroutine(result: Any) -> Any:
+    """Return the result of a call, unless it is a coroutine that has yet to run."""
+    is_coroutine = _type(result) is types.CoroutineType
+    if is_coroutine and inspect.getcoroutinestate(result) == inspect.CORO_CREATED:
+        result.close()
+        raise TypeError(
+            f"The function in carry_context() returned a coroutine {result.__name__}(),"
+            " which would run outside. Carry an `async def` function, or asyncio.run."
+        )
+    return result
 
 
 @types.coroutine
-def _steps(
-    context: contextvars.Context, coroutine: Coroutine[Any, Any, R]
-) -> Generator[Any, Any, R]:
+def _steps(context: contextvars.Context, coroutine: Any) -> Generator[Any, Any, Any]:
     """Await a coroutine with each of its steps in the context, as in PEP 380."""
-    step = functools.partial(coroutine.send, None)
+    step, value = coroutine.send, None
     while True:
         try:
-            awaited = context.run(step)
+            awaited = context.run(step, value)
         except StopIteration as stop:
-            return cast(R, stop.value)
+            return stop.value
         finally:
-            del step  # It may hold an error, whose traceback holds this frame.
+            del value  # It may be an error, whose traceback holds this frame.
         try:
-            step = functools.partial(coroutine.send, (yield awaited))
+            step, value = coroutine.send, (yield awaited)
         except BaseException as error:
-            step = functools.partial(coroutine.throw, error)
+            step, value = coroutine.throw, error
 
 
-def _check(func: object) -> bool:
-    """Say whether this is a coroutine function. Raise if it cannot be carried."""
-    task: Any = func
-    while isinstance(task, functools.partial):
-        task = cast(Any, task).func
-    if not callable(task):
+def _check(func: Any) -> bool:
+    """Say whether this is, or is marked as, a coroutine function. Raise if unfit."""
+    while isinstance(func, functools.partial):
+        func = cast(Any, func).func
+    if not callable(func):
         raise TypeError(
-            f"carry_context() takes a function, not {type(task).__qualname__!r}. Pass"
-            " the function, not its result: carry_context(task), without the call."
+            f"carry_context() takes a function, not {type(func).__qualname__!r}. Pass"
+            " the function, not its result, nor what holds it: carry_context(task)."
         )
-    # What a callable object runs is a method of its class.
-    function = task if inspect.isroutine(task) else type(task).__call__
+    function = func if inspect.isroutine(func) else type(func).__call__
     flags: int = getattr(getattr(function, "__code__", None), "co_flags", 0)
     if flags & (inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR):
         raise TypeError(
-            f"carry_context() cannot carry into the generator function {task!r}: its"
+            f"carry_context() cannot carry into the generator function {func!r}: its"
             " body would run outside. Wrap the function that iterates over it."
         )
-    advice = (
-        "Wrap the function inside the view, or where the view hands it over:"
-        " executor.submit(carry_context(task))."
-    )
+    advice = "Wrap it inside the view, or there: executor.submit(carry_context(task))."
     if not has_app_context():
-        raise RuntimeError(
-            f"carry_context({task!r}) found no active Flask context, so there is"
-            f" nothing to carry. {advice}"
-        )
-    spec = getattr(sys.modules.get(task.__module__), "__spec__", None)
-    if has_request_context() and getattr(spec, "_initializing", False):
-        raise RuntimeError(
-            f"carry_context({task!r}) was called while a request imports the module"
-            f" {task.__module__!r}: every later call would carry this one request."
-            f" {advice}"
-        )
-    # inspect also knows what inspect.markcoroutinefunction() has marked.
-    return bool(flags & inspect.CO_COROUTINE) or inspect.iscoroutinefunction(task)
+        raise RuntimeError(f"There is no active Flask context to carry. {advice}")
+    frame = inspect.currentframe() if has_request_context() else None
+    while frame and frame.f_globals.get("__name__") != "flask.app":  # Its dispatch.
+        importing = getattr(frame.f_globals.get("__spec__"), "_initializing", False)
+        if importing and frame.f_code.co_name == "<module>":
+            raise RuntimeError(
+                "carry_context() was called while a request imports the module"
+                f" {frame.f_globals['__name__']!r}: all calls would carry it. {advice}"
+            )
+        frame = frame.f_back
+    return bool(flags & inspect.CO_COROUTINE) or inspect.iscoroutinefunction(func)
