@@ -1,0 +1,56 @@
+// Fetches the page again, each second while something runs, and changes what differs.
+const SECOND = 1000;
+let pause = SECOND;
+let newest, timer;
+
+function show(page) {
+  for (const fresh of page.querySelectorAll("[data-live]")) {
+    const shown = document.getElementById(fresh.id);
+    if (shown.isEqualNode(fresh)) continue;
+    // The element itself stays, and so does the focus.
+    for (const name of shown.getAttributeNames()) {
+      if (!fresh.hasAttribute(name)) shown.removeAttribute(name);
+    }
+    for (const { name, value } of fresh.attributes) shown.setAttribute(name, value);
+    if (shown.innerHTML !== fresh.innerHTML) shown.replaceChildren(...fresh.childNodes);
+  }
+}
+
+async function load(url, options = {}) {
+  clearTimeout(timer);
+  newest?.abort();
+  const own = newest = new AbortController();
+  const signal = AbortSignal.any([own.signal, AbortSignal.timeout(10 * SECOND)]);
+  try {
+    const response = await fetch(url, { signal, ...options });
+    const page = new DOMParser().parseFromString(await response.text(), "text/html");
+    // A page that is not the app's comes from a proxy whose server is gone.
+    if (response.status >= 500 || !page.getElementById("problem")) throw new Error();
+    show(page);
+    pause = SECOND;
+    // What is refused, after the end of the session say, would be refused again.
+    if (!response.ok || !page.querySelector("[data-running]")) return;
+    timer = setTimeout(load, pause, location.href);
+  } catch {
+    if (own !== newest) return;
+    const problem = document.getElementById("problem");
+    const lost = "The server does not answer. This page keeps trying, and goes on by itself.";
+    if (problem.textContent !== lost) problem.textContent = lost;
+    pause = Math.min(2 * pause, 30 * SECOND);
+    timer = setTimeout(load, pause, url, options);
+  }
+}
+
+document.addEventListener("submit", event => {
+  if (!event.target.matches("[data-fetch]")) return;
+  event.preventDefault();
+  if (event.submitter.ariaDisabled === "true") return;
+  const body = new FormData(event.target, event.submitter);
+  load(event.target.action, { method: "POST", body });
+});
+
+// A page that Back brings out of the cache is as old as it was left.
+addEventListener("pageshow", event => {
+  if (event.persisted) location.reload();
+  else if (document.querySelector("[data-running]")) load(location.href);
+});
