@@ -46,16 +46,20 @@ def missing(what: str) -> None:
 
 
 class Gate:
-    """Stands for the service that the work asks. It answers when the test lets it."""
+    """Holds back the work on a row until the test has let so many rows pass."""
 
     def __init__(self) -> None:
-        self.answers = threading.Semaphore(0)
-
-    def sleep(self, _: float) -> None:
-        assert self.answers.acquire(timeout=TIMEOUT)
+        self.moved = threading.Condition()
+        self.passed = 0
 
     def open(self, count: int = 1000) -> None:
-        self.answers.release(count)
+        with self.moved:
+            self.passed += count
+            self.moved.notify_all()
+
+    def wait(self, at: int) -> None:
+        with self.moved:
+            assert self.moved.wait_for(lambda: at < self.passed, TIMEOUT)
 
 
 @pytest.fixture
@@ -73,7 +77,15 @@ def module(
     monkeypatch.setenv("FLASK_SECRET_KEY", "of the tests")
     sys.modules.pop("app", None)
     module: Any = importlib.import_module("app")
-    monkeypatch.setattr(module, "time", gate)
+    price = module.price
+
+    def gated(row: dict[str, str]) -> str:
+        section = [other for other in module.ROWS if other["section"] == row["section"]]
+        gate.wait(section.index(row))
+        return str(price(row))
+
+    monkeypatch.setattr(module, "price", gated)
+    monkeypatch.setattr(module, "time", SimpleNamespace(sleep=lambda _: None))
     module.app = module.create_app()
     yield module
     gate.open()
@@ -85,9 +97,11 @@ def module(
 @pytest.fixture
 def server(module: Any) -> Generator[Any]:
     """The page on a real server, behind a proxy that can lose it."""
-    state = SimpleNamespace(module=module, lost=False)
+    state = SimpleNamespace(module=module, lost=False, answers=threading.Event())
+    state.answers.set()
 
     def proxy(environ: Any, start_response: Any) -> Any:
+        assert state.answers.wait(TIMEOUT)
         if state.lost:
             start_response("502 Bad Gateway", [("Content-Type", "text/html")])
             return [b"<h1>Bad Gateway</h1>"]
@@ -235,19 +249,21 @@ def visitor(browser: Any) -> Generator[Visitor]:
 
 def picture(visitor: Visitor, name: str) -> None:
     if folder := os.environ.get("PROGRESS_PICTURES"):
+        visitor.cdp("Emulation.setScrollbarsHidden", {"hidden": True})
         visitor.window.save_screenshot(str(Path(folder, name)))
 
 
 def test_the_bar_moves_and_the_rows_come(
     server: Any, gate: Gate, visitor: Visitor
 ) -> None:
+    visitor.looks_at(1280, 720)
     visitor.signs_in(server.address)
     visitor.starts("Green")
     visitor.counts("0 of 72 done, 4 running, 68 waiting")
-    gate.open(12)
-    visitor.counts("11 of 72 done, 1 failed, 4 running, 56 waiting")
+    gate.open(5)
+    visitor.counts("4 of 72 done, 1 failed, 4 running, 63 waiting")
     bar = visitor.window.find_element("tag name", "progress")
-    assert (bar.get_property("value"), bar.get_property("max")) == (12, 72)
+    assert (bar.get_property("value"), bar.get_property("max")) == (5, 72)
     rows = visitor.window.find_elements("css selector", "tbody tr")
     assert len(rows) == 72
     assert re.fullmatch(
@@ -362,7 +378,7 @@ def offline(visitor: Visitor, off: bool) -> None:
     visitor.cdp("Network.emulateNetworkConditions", {"offline": off, **speed})
 
 
-@pytest.mark.parametrize("how", ["offline", "502"])
+@pytest.mark.parametrize("how", ["offline", "502", "hangs"])
 def test_a_lost_server_is_said_and_tried_again_until_it_is_back(
     server: Any, gate: Gate, visitor: Visitor, how: str
 ) -> None:
@@ -370,7 +386,9 @@ def test_a_lost_server_is_said_and_tried_again_until_it_is_back(
     script = """window.pauses = [];
         const wait = setTimeout;
         window.setTimeout = (done, pause, ...rest) =>
-            (pauses.push(pause), wait(done, pause / 50, ...rest));"""
+            (pauses.push(pause), wait(done, pause / 50, ...rest));
+        const timeout = AbortSignal.timeout.bind(AbortSignal);
+        AbortSignal.timeout = pause => timeout(pause / 50);"""
     visitor.cdp("Page.addScriptToEvaluateOnNewDocument", {"source": script})
     visitor.signs_in(server.address)
     visitor.starts("White")
@@ -381,8 +399,12 @@ def test_a_lost_server_is_said_and_tried_again_until_it_is_back(
     def lose(lost: bool) -> None:
         if how == "offline":
             offline(visitor, lost)
-        else:
+        elif how == "502":
             server.lost = lost
+        elif lost:
+            server.answers.clear()
+        else:
+            server.answers.set()
 
     lose(True)
     visitor.reads(LOST)
@@ -560,9 +582,12 @@ def test_the_list_shows_how_far_each_report_is(
         return [item.text.splitlines() for item in found]
 
     ended = ["Report 1: Matcha", "6 of 8 done, 2 failed"]
-    running = "0 of 24 done, 4 running, 20 waiting"
+    running = "8 of 24 done, 4 running, 12 waiting"
     visitor.sees(lambda: listed() == [["Report 2: White", running], ended])
     visitor.run("document.querySelector('li a').focus()")
+    # What another tab has started, the list does not have yet.
+    form = "const form = document.querySelector('form');"
+    visitor.run(form + "fetch(form.action, {method: 'POST', body: new FormData(form)})")
     gate.open()
     running = "23 of 24 done, 1 failed"
     visitor.sees(lambda: listed() == [["Report 2: White", running], ended])

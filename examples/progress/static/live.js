@@ -6,7 +6,7 @@ let newest, timer;
 function show(page) {
   for (const fresh of page.querySelectorAll("[data-live]")) {
     const shown = document.getElementById(fresh.id);
-    if (shown.isEqualNode(fresh)) continue;
+    if (!shown || shown.isEqualNode(fresh)) continue;
     // The element itself stays, and so does the focus.
     for (const name of shown.getAttributeNames()) {
       if (!fresh.hasAttribute(name)) shown.removeAttribute(name);
