@@ -28,6 +28,7 @@ from ctxcarry import carry_context
 
 CSV = Path(__file__).with_name("teas.csv").read_text("utf-8")
 ROWS = list(csv.DictReader(CSV.splitlines()))
+# What a shop multiplies a cost by: its margin and its VAT.
 SHOPS = {"Acme Deli, Berlin": Decimal("1.49"), "Zoo Café, Vienna": Decimal("1.82")}
 executor = ThreadPoolExecutor(4)
 db: Any = SQLAlchemy()

@@ -12,7 +12,7 @@ function show(page) {
       if (!fresh.hasAttribute(name)) shown.removeAttribute(name);
     }
     for (const { name, value } of fresh.attributes) shown.setAttribute(name, value);
-    if (shown.innerHTML !== fresh.innerHTML) shown.replaceChildren(...fresh.childNodes);
+    shown.replaceChildren(...fresh.childNodes);
   }
 }
 
@@ -44,7 +44,6 @@ async function load(url, options = {}) {
 document.addEventListener("submit", event => {
   if (!event.target.matches("[data-fetch]")) return;
   event.preventDefault();
-  if (event.submitter.ariaDisabled === "true") return;
   const body = new FormData(event.target, event.submitter);
   load(event.target.action, { method: "POST", body });
 });
