@@ -144,11 +144,11 @@ def chromium(profile: Path) -> Generator[Any]:
 class Visitor:
     """Somebody in front of a window of the browser."""
 
-    def __init__(self, window: Any, width: int = 1280) -> None:
+    def __init__(self, window: Any) -> None:
         self.window = window
         self.cdp: Callable[[str, dict[str, Any]], Any] = window.execute_cdp_cmd
         self.run: Callable[..., Any] = window.execute_script
-        self.looks_at(width)
+        self.looks_at(1280)
 
     def looks_at(self, width: int, height: int = 900, *, dark: bool = False) -> None:
         screen = {"width": width, "height": height, "deviceScaleFactor": 1}
@@ -163,13 +163,10 @@ class Visitor:
         self.reads("New report")
 
     def starts(self, section: str) -> None:
-        self.choose(section)
-        self.presses("Price them")
-        self.reads(f": {section}")
-
-    def choose(self, section: str) -> None:
         option = f"option[value='{section}']"
         self.window.find_element("css selector", option).click()
+        self.presses("Price them")
+        self.reads(f": {section}")
 
     def presses(self, label: str) -> None:
         self.window.find_element("xpath", f"//button[.='{label}']").click()
