@@ -15,6 +15,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -99,7 +100,8 @@ def module(
 @pytest.fixture
 def server(module: Any) -> Generator[Any]:
     """The page on a real server, behind a proxy that can lose it."""
-    state = SimpleNamespace(module=module, lost="", answers=threading.Event())
+    state = SimpleNamespace(module=module, lost="", late=None)
+    state.answers = threading.Event()
     state.answers.set()
 
     def proxy(environ: Any, start_response: Any) -> Any:
@@ -108,7 +110,12 @@ def server(module: Any) -> Generator[Any]:
             status, _, page = state.lost.partition(": ")
             start_response(status, [("Content-Type", "text/html")])
             return [page.encode()]
-        return module.app.wsgi_app(environ, start_response)
+        answer = module.app.wsgi_app(environ, start_response)
+        if late := state.late:
+            state.late = None
+            late.wait()  # It is held back,
+            late.wait()  # and let go.
+        return answer
 
     serving = make_server("127.0.0.1", 0, proxy, threaded=True)
     thread = threading.Thread(target=serving.serve_forever)
@@ -216,10 +223,13 @@ class Client:
         self.get = self.client.get
         self.post("/sign-in", user="Ada", shop=shop)
 
+    def token(self) -> str:
+        found = re.search('name="csrf_token" value="([^"]+)', self.get("/").text)
+        assert found is not None
+        return found[1]
+
     def post(self, path: str, headers: Any = None, **form: str) -> Any:
-        token = re.search('name="csrf_token" value="([^"]+)', self.get("/").text)
-        assert token is not None
-        form["csrf_token"] = token[1]
+        form.setdefault("csrf_token", self.token())
         return self.client.post(path, data=form, headers=headers)
 
     def start(self, section: str, headers: Any = None) -> str:
@@ -361,6 +371,16 @@ def test_a_form_from_elsewhere_is_refused(module: Any) -> None:
     assert "SameSite=Lax" in module.app.test_client().get("/").headers["Set-Cookie"]
 
 
+def test_a_form_that_was_open_for_a_day_is_taken(
+    module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = Client(module.app)
+    token, tomorrow = client.token(), time.time() + 24 * 3600
+    monkeypatch.setattr(time, "time", lambda: tomorrow)
+    answer = client.post("/reports", csrf_token=token, section="Matcha")
+    assert answer.status_code == 303
+
+
 def test_the_secret_is_the_environments_or_of_this_process_alone(
     module: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -397,6 +417,11 @@ def test_a_lost_server_is_said_and_tried_again_until_it_is_back(
     gate.open(6)
     visitor.counts("6 of 24 done, 4 running, 14 waiting")
     assert LOST not in visitor.text
+    observe = """const problem = document.getElementById("problem");
+        window.said = [];
+        new MutationObserver(() => said.push(problem.textContent))
+            .observe(problem, { childList: true });"""
+    visitor.run(observe)
 
     def lose(lost: bool) -> None:
         if how == "offline":
@@ -420,7 +445,8 @@ def test_a_lost_server_is_said_and_tried_again_until_it_is_back(
     assert visitor.count == "6 of 24 done, 4 running, 14 waiting"
     lose(False)
     visitor.counts("9 of 24 done, 4 running, 11 waiting")
-    assert LOST not in visitor.text
+    said, silent = visitor.run("return said")
+    assert said.startswith(LOST) and silent == ""
     visitor.sees(lambda: visitor.run("return pauses")[-1] == 1000)
     gate.open()
     visitor.counts("23 of 24 done, 1 failed")
@@ -437,6 +463,29 @@ def test_what_was_pressed_while_the_server_was_lost_is_done_later(
     server.lost = ""
     visitor.counts("0 of 24 done, 20 cancelled, 4 running")
     assert LOST not in visitor.text
+
+
+def test_what_was_pressed_overtakes_an_answer_that_is_late(
+    server: Any, gate: Gate, visitor: Visitor
+) -> None:
+    visitor.signs_in(server.address)
+    visitor.starts("White")
+    visitor.counts("0 of 24 done, 4 running, 20 waiting")
+    server.late = late = threading.Barrier(2, timeout=TIMEOUT)
+    late.wait()
+    script = """window.shown = [];
+        for (const at of document.querySelectorAll(".count, #problem"))
+            new MutationObserver(() => shown.push(at.textContent))
+                .observe(at, { childList: true });"""
+    visitor.run(script)
+    visitor.presses(CANCEL)
+    cancelled = "0 of 24 done, 20 cancelled, 4 running"
+    visitor.counts(cancelled)
+    late.wait()
+    gate.open(4)
+    visitor.counts("4 of 24 done, 20 cancelled")
+    shown = visitor.run("return shown")
+    assert shown == [cancelled, "4 of 24 done, 20 cancelled"]
 
 
 @pytest.mark.parametrize(
@@ -478,11 +527,12 @@ def test_to_cancel_keeps_the_focus_and_the_history(
     visitor.presses(CANCEL)
     visitor.counts("0 of 24 done, 20 cancelled, 4 running")
     assert visitor.focus == "cancel"
-    # There is nothing left to cancel.
-    visitor.types(Keys.ENTER)
+    disabled = "return document.activeElement.ariaDisabled"
+    assert visitor.run(disabled) == "true"
     gate.open(4)
     visitor.counts("4 of 24 done, 20 cancelled")
     assert visitor.focus == "restart"
+    assert visitor.run(disabled) is None
     assert visitor.run("return [stays, history.length]") == [True, entries]
     visitor.types(Keys.ENTER)
     visitor.counts("4 of 24 done, 4 running, 16 waiting")

@@ -28,9 +28,8 @@ async function load(url, options = {}) {
     if (response.status >= 500 || !page.getElementById("problem")) throw new Error();
     show(page);
     pause = SECOND;
-    // What is refused, after the end of the session say, would be refused again.
-    if (!response.ok || !page.querySelector("[data-running]")) return;
-    timer = setTimeout(load, pause, location.href);
+    // A refusal has nothing that runs, and would be no other the next time.
+    if (page.querySelector("[data-running]")) timer = setTimeout(load, pause, location.href);
   } catch {
     if (own !== newest) return;
     const problem = document.getElementById("problem");
