@@ -93,7 +93,11 @@ def module(
     yield module
     gate.open()
     module.executor.shutdown(cancel_futures=True)
-    with module.app.app_context():
+    close(module, module.app)
+
+
+def close(module: Any, app: Any) -> None:
+    with app.app_context():
         module.db.engine.dispose()
 
 
@@ -103,8 +107,10 @@ def server(module: Any) -> Generator[Any]:
     state = SimpleNamespace(module=module, lost="", late=None)
     state.answers = threading.Event()
     state.answers.set()
+    requests: set[threading.Thread] = set()
 
     def proxy(environ: Any, start_response: Any) -> Any:
+        requests.add(threading.current_thread())
         assert state.answers.wait(TIMEOUT)
         if state.lost:
             status, _, page = state.lost.partition(": ")
@@ -125,6 +131,8 @@ def server(module: Any) -> Generator[Any]:
     serving.shutdown()
     thread.join(TIMEOUT)
     serving.server_close()
+    for request in requests:
+        request.join(TIMEOUT)
 
 
 @contextlib.contextmanager
@@ -386,9 +394,11 @@ def test_the_secret_is_the_environments_or_of_this_process_alone(
 ) -> None:
     assert module.app.secret_key == "of the tests"
     monkeypatch.delenv("FLASK_SECRET_KEY")
-    secrets = {module.create_app().secret_key for _ in range(2)}
-    assert len(secrets) == 2
-    assert all(len(secret) == 64 for secret in secrets)
+    apps = [module.create_app() for _ in range(2)]
+    for app in apps:
+        close(module, app)
+    assert len({app.secret_key for app in apps}) == 2
+    assert all(len(app.secret_key) == 64 for app in apps)
 
 
 @pytest.mark.parametrize(
@@ -594,6 +604,7 @@ def test_without_a_script_the_page_refreshes_itself(
     gate.open(3)
     visitor.counts("3 of 24 done, 4 running, 17 waiting")
     visitor.presses(CANCEL)
+    visitor.counts("3 of 24 done, 17 cancelled, 4 running")
     gate.open(4)
     visitor.counts("7 of 24 done, 17 cancelled")
     visitor.presses(RESTART)
