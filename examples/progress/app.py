@@ -97,7 +97,7 @@ def price(row: dict[str, str]) -> str:
 
 def create_app() -> Flask:
     app = Flask(__name__)
-    app.config["SECRET_KEY"] = secrets.token_hex()  # Sessions would end at exit.
+    app.config["SECRET_KEY"] = secrets.token_hex()  # Until FLASK_SECRET_KEY is set.
     app.config["SESSION_COOKIE_SAMESITE"] = "Lax"
     app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite:///progress.sqlite"
     app.config["WTF_CSRF_TIME_LIMIT"] = None  # A page may stay open for days.
