@@ -123,7 +123,7 @@ class _Snapshot:  # What is active now. All calls share it, and none changes it.
             chunked = "HTTP_TRANSFER_ENCODING" in environ
             self.body = io.BytesIO if parsed or empty and not chunked else _UnreadBody
         self.variables = _copy_variables(contextvars.copy_context())
-        self.g: dict[str, Any] = app_context.g.__dict__.copy()
+        self.g: dict[str, Any] = getattr(app_context.g, "__dict__", {}).copy()
         self.left: dict[str, list[Any]] = {}
         for name, value in [*self.g.items()]:
             held = [*_dict.values(value)] if issubclass(_type(value), dict) else []
@@ -174,7 +174,7 @@ class _Context:  # The context of one call, pushed on entry and popped on exit.
             context.app, context.match_request = snapshot.app, request.close
             contexts.append(context)
         self.g, self.borrowed = contexts[0].g, carried
-        values = self.g.__dict__
+        values = getattr(self.g, "__dict__", {})
         self.fresh = values.copy()
         values.update(carried)
         try:
@@ -188,13 +188,13 @@ class _Context:  # The context of one call, pushed on entry and popped on exit.
         self.borrowed = {k: v for k, v in carried.items() if values.get(k, self) is v}
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        values, left = self.g.__dict__, self.snapshot.left
+        values, left = getattr(self.g, "__dict__", {}), self.snapshot.left
         lent = {id(value) for resources in left.values() for value in resources}
         for name, value in [*values.items()]:
             if self.borrowed.get(name, self) is value or id(value) in lent:
                 del values[name]
         values.update(self.fresh | values)
-        if isinstance(error, AttributeError) and error.obj is self.g:
+        if isinstance(error, AttributeError) and getattr(error, "obj", None) is self.g:
             if error.name in left and sys.version_info >= (3, 11):
                 error.add_note(
                     f"g.{error.name} stays with the view: open it in the task, or pass"
