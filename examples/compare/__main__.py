@@ -1,0 +1,65 @@
+"""What carry_context promises and costs, beside what people use in its place.
+
+Run it with:  .venv/bin/pip install -q ".[compare]" && .venv/bin/python examples/compare
+It writes README.md and the pictures in this folder (--json prints data instead).
+"""
+
+import argparse
+import importlib.metadata
+import json
+import logging
+import sys
+import warnings
+from pathlib import Path
+
+import costs
+import page
+import promises
+import tqdm
+from ways import WAYS
+
+import ctxcarry
+
+
+def find(rounds: int) -> page.Found:
+    """Ask and measure all ways for which what they need is installed."""
+    needed = [way.needs for way in WAYS]
+    for promise in promises.PROMISES.values():
+        needed += promise.needs
+    versions = {"ctxcarry": ctxcarry.__version__}
+    missing: list[str] = []
+    for package in dict.fromkeys(needed):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(package)
+    ways = [way for way in WAYS if way.needs in versions]
+    kept = {
+        text: {way.name: promises.holds(promise.check, way) for way in ways}
+        for text, promise in tqdm.tqdm(promises.PROMISES.items(), "promises")
+        if versions.keys() >= {*promise.needs}
+    }
+    return {
+        "promises": kept,
+        "costs": costs.measure([*ways, costs.FreshCopy, costs.Bare], rounds),
+        "versions": versions,
+        "missing": missing,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--json", action="store_true", help="print data, write nothing")
+    parser.add_argument("--rounds", type=int, default=60, help="of measuring costs")
+    options = parser.parse_args()
+    found = find(options.rounds)
+    if options.json:
+        json.dump(found, sys.stdout)
+    else:
+        page.write(found, Path(__file__).parent)
+
+
+if __name__ == "__main__":
+    logging.disable()  # Of the tasks that break, by design.
+    warnings.simplefilter("ignore")  # For the same reason.
+    main()
