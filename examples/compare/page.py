@@ -19,7 +19,7 @@ Found = dict[str, Any]
 PAGE = """\
 # The ways to carry, side by side
 
-This page is what `python examples/compare` writes, with the extra `compare` installed.
+`.venv/bin/pip install -q ".[compare]" && .venv/bin/python examples/compare` writes this page and its pictures.
 {system}, Python {python}, {used}.{missing}
 
 ## What each keeps
