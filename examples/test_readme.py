@@ -1,0 +1,64 @@
+"""What the README says is what happens: its snippets, run one after the other."""
+
+import queue
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+TIMEOUT = 20
+
+README = (HERE.parent / "README.md").read_text()
+PARTS = [f"{item} of acme for ada, at /report" for item in ("tea", "milk")]
+VIEWS = {
+    "/report": (None, {"parts": PARTS}),
+    "/log": (None, {"started": 2}),
+    "/connections": (None, {"total": 3, "still open": 1}),
+    "/orders": ({"items": ["tea"]}, {"items": ["tea"]}),
+    "/prices": (None, {"prices": ["tea for ada", "milk for ada"]}),
+}
+
+
+@pytest.fixture(scope="module")
+def readme() -> dict[str, Any]:
+    """What the Python snippets of the README define, run one after the other."""
+    names: dict[str, Any] = {"__name__": "readme"}
+    for snippet in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        exec(snippet, names)  # noqa: S102
+    return names
+
+
+@pytest.mark.parametrize("path", VIEWS)
+def test_each_view_of_the_readme_answers(readme: dict[str, Any], path: str) -> None:
+    client = readme["app"].test_client()
+    sent, expected = VIEWS[path]
+    response = client.post(path, json=sent) if sent else client.get(path)
+    assert response.get_json() == expected
+
+
+def test_the_thread_and_the_timer_of_the_readme_write_their_lines(
+    readme: dict[str, Any],
+) -> None:
+    log: queue.Queue[str] = queue.Queue()
+    readme["log"] = log
+    readme["app"].test_client().get("/log")
+    lines = {log.get(timeout=TIMEOUT) for _ in range(2)}
+    assert lines == {"thread: GET /log", "timer: GET /log"}
+
+
+def test_no_view_of_the_readme_is_left_out(readme: dict[str, Any]) -> None:
+    rules = {rule.rule for rule in readme["app"].url_map.iter_rules()}
+    assert rules == VIEWS.keys() | {"/static/<path:filename>"}
+
+
+def test_the_quickstart_finds_everything_carried() -> None:
+    command = [sys.executable, str(HERE / "quickstart.py")]
+    done = subprocess.run(command, check=False, text=True, stdout=subprocess.PIPE)
+    before, after, _ = done.stdout.split("\n\n")
+    assert done.returncode == 0
+    assert "-" in before and "With carry_context" in after
+    assert all(set(row.split()[-5:]) == {"yes"} for row in after.splitlines()[1:])
