@@ -328,7 +328,8 @@ def test_flask_httpauth_knows_the_user_in_a_task(app: Flask, late: Late) -> None
 def test_scoped_session_is_removed_under_a_view_that_calls_the_task_itself(
     app: Flask, pool: ThreadPoolExecutor, where: str, by_context: bool
 ) -> None:
-    scope: Any = (lambda: id(vars(g))) if by_context else None
+    current: Any = g
+    scope: Any = (lambda: id(current._get_current_object())) if by_context else None
     engine = create_engine("sqlite://")
     registry = scoped_session(sessionmaker(engine), scopefunc=scope)
 

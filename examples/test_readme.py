@@ -1,13 +1,21 @@
 """What the README says is what happens: its snippets, run one after the other."""
 
+import contextvars
+import logging
 import queue
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from flask import g
+from flask_sqlalchemy import SQLAlchemy
+
+from ctxcarry import carry_context
 
 HERE = Path(__file__).parent
 TIMEOUT = 20
@@ -29,6 +37,8 @@ def readme() -> dict[str, Any]:
     names: dict[str, Any] = {"__name__": "readme"}
     for snippet in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
         exec(snippet, names)  # noqa: S102
+    names["app"].config["SQLALCHEMY_DATABASE_URI"] = "sqlite://"
+    names["db"] = SQLAlchemy(names["app"])
     return names
 
 
@@ -53,6 +63,47 @@ def test_the_thread_and_the_timer_of_the_readme_write_their_lines(
 def test_no_view_of_the_readme_is_left_out(readme: dict[str, Any]) -> None:
     rules = {rule.rule for rule in readme["app"].url_map.iter_rules()}
     assert rules == VIEWS.keys() | {"/static/<path:filename>"}
+
+
+def test_the_receiver_of_the_readme_merges_the_account(readme: dict[str, Any]) -> None:
+    db: Any = readme["db"]
+
+    class Account(db.Model):  # type: ignore[misc]
+        name = db.Column(db.String, primary_key=True)
+
+    with readme["app"].app_context():
+        db.create_all()
+        g.account = Account(name="acme")
+        db.session.add(g.account)
+        db.session.commit()
+        task = carry_context(lambda: [g.account.name, g.account in db.session])
+    assert task() == ["acme", True]
+    with readme["app"].app_context():
+        db.engine.dispose()
+
+
+def test_the_log_lines_of_the_readme_have_the_id_of_the_request(
+    readme: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.handler.addFilter(readme["RequestIdFilter"]())
+
+    def wrap() -> Callable[[str], None]:
+        app = readme["app"]
+        with app.test_request_context(headers={"Request-Id": "r17"}):
+            app.preprocess_request()
+            return carry_context(logging.getLogger("tasks").warning)
+
+    task = contextvars.Context().run(wrap)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(task, "in a task").result(TIMEOUT)
+    contextvars.Context().run(logging.getLogger("tasks").warning, "outside")
+    lines = [(vars(line)["request_id"], line.message) for line in caplog.records]
+    assert lines == [("r17", "in a task"), ("-", "outside")]
+
+
+def test_the_test_of_the_readme_passes(readme: dict[str, Any]) -> None:
+    readme["log"] = queue.Queue()
+    readme["test_write_line"]()
 
 
 def test_the_quickstart_finds_everything_carried() -> None:
