@@ -1,6 +1,7 @@
 """Coroutines: gathered in an async view, on a loop in another thread, and in a pool.
 
-Run it with:  flask --app examples/async_tasks.py run  (needs Flask's extra `async`)
+Run it with:
+.venv/bin/pip install -q ".[examples]" && .venv/bin/flask --app examples/async_tasks.py run
 """
 
 import asyncio

@@ -1,7 +1,9 @@
 """Past one machine: the same task in a thread of this process, or in a Celery worker.
 
-Run it with:  flask --app examples/celery_app.py run
-and a worker:  celery --workdir examples --app celery_app:celery worker --pool threads
+Run it with:
+.venv/bin/pip install -q ".[examples]" && .venv/bin/flask --app examples/celery_app.py run
+and a worker with:
+.venv/bin/pip install -q ".[examples]" && .venv/bin/celery --workdir examples --app celery_app:celery worker --pool threads
 
 The broker is a folder, unless CELERY_BROKER_URL names another. What crosses to the
 worker is plain data: ids, the tenant, the request id. A request, a session or a

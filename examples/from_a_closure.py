@@ -1,10 +1,16 @@
 """Coming from a closure that copies g.__dict__ and runs in copy_context(): not needed.
 
-Run it with:  flask --app examples/from_a_closure.py run
+Run it with:
+.venv/bin/flask --app examples/from_a_closure.py run
 
 What changed: the closure is gone, carry_context is in its place. One wrapper can be
-called many times at once, and its end does not close what the view has in g. Ask for
-/?source=contextvars, or for /?copy=false to see a task without it.
+called many times at once. Ask for /?source=contextvars, or for /?copy=false to see a
+task without it.
+
+What behaves differently: an open connection in g stays with the view, and the task
+opens its own. What a task writes to session and request stays with the task. Teardown
+functions run for each call, and find in g only what the call has put there, so they
+close nothing that the view still uses.
 """
 
 import contextvars

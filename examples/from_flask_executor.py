@@ -1,10 +1,16 @@
 """Coming from Flask-Executor: start a task, answer at once, fetch the result by its key.
 
-Run it with:  flask --app examples/from_flask_executor.py run
+Run it with:
+.venv/bin/flask --app examples/from_flask_executor.py run
 
-What changed: the executor is the standard one, and wraps nothing by itself; wrap the
-function with carry_context; keep futures in a dict of your own. Database connections
-of the view stay open, context variables come along, and map works.
+What changed: the executor is the standard one, and wraps nothing by itself: wrap the
+function with carry_context, and what is given to add_done_callback too. Keep futures in
+a dict of your own. Context variables come along, and map works.
+
+What behaves differently: what a task writes to session and request stays with the
+task, and the view reads the body first. Teardown functions run for each task as before,
+but find in g only what the task has put there, so they do not close the connections of
+the view, and read what a hook has put into g with g.get().
 """
 
 import logging

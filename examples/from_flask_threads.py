@@ -1,10 +1,15 @@
 """Coming from Flask-Threads: what a hook put into g, read in a thread and in a pool.
 
-Run it with:  flask --app examples/from_flask_threads.py run
+Run it with:
+.venv/bin/flask --app examples/from_flask_threads.py run
 
 What changed: Thread and ThreadPoolExecutor are the standard ones, and the function is
-wrapped with carry_context. The task has an app context of its own, not the view's
-live one, and has the request, the session and the context variables as well.
+wrapped with carry_context. The request, the session and the context variables are
+there as well.
+
+What behaves differently: the task has an app context of its own, not the view's live
+one, so what it puts into g stays with it, and an open connection in g stays with the
+view. Teardown functions run at the end of each task, and close what it has opened.
 """
 
 import queue

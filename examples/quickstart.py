@@ -1,6 +1,7 @@
 """One request to a threaded server, and what its tasks see of it, by how they are run.
 
-Run it with:  python examples/quickstart.py
+Run it with:
+.venv/bin/python examples/quickstart.py
 """
 
 import asyncio
