@@ -129,7 +129,7 @@ def run(receiver: bool) -> dict[str, list[str]]:
             rows["current_user.name"] = [user()]
             rows["in force_locale('de')"] = [f"{plain} (en)"]
             rows["g.account, an ORM object"] = [g.account.name]
-            db.session.commit()  # First, so that the tasks find it.
+            db.session.commit()  # Or merge takes along what is loaded here.
             for name, read in READS.items():
                 tasks[name] = pool.submit(late, carry_context(read))
             return ""

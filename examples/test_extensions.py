@@ -254,6 +254,43 @@ def test_flask_security_needs_its_user_merged_but_after_a_log_in_by_session(
             late.result()
 
 
+@pytest.mark.parametrize("commit_first", [False, True])
+def test_a_merged_object_is_loaded_anew_if_the_view_has_committed(
+    app: Flask, late: Late, db: Any, commit_first: bool
+) -> None:
+    class Account(db.Model):  # type: ignore[misc]
+        id = db.Column(db.Integer, primary_key=True)
+        balance = db.Column(db.Integer, nullable=False)
+
+    with app.app_context():
+        db.create_all()
+        db.session.add(Account(balance=1))
+        db.session.commit()
+
+    @app.route("/")
+    def view() -> str:
+        g.account = db.session.get(Account, 1)
+        if commit_first:
+            db.session.commit()
+
+        @carry_context
+        def merge() -> None:
+            g.account = db.session.merge(g.account)
+            db.session.commit()
+
+        late.submit(merge)
+        return ""
+
+    app.test_client().get("/")
+    with app.app_context():
+        db.session.get(Account, 1).balance = 100
+        db.session.commit()
+    late.result()
+    with app.app_context():
+        balance = db.session.get(Account, 1).balance
+    assert balance == (100 if commit_first else 1)
+
+
 @pytest.mark.parametrize("again", [False, True])
 def test_flask_jwt_extended_knows_the_claims_and_loads_an_orm_user_again(
     app: Flask, late: Late, db: Any, again: bool
