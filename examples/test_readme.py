@@ -1,6 +1,7 @@
 """What the README says is what happens: its snippets, run one after the other."""
 
 import contextvars
+import io
 import logging
 import queue
 import re
@@ -83,22 +84,25 @@ def test_the_receiver_of_the_readme_merges_the_account(readme: dict[str, Any]) -
 
 
 def test_the_log_lines_of_the_readme_have_the_id_of_the_request(
-    readme: dict[str, Any], caplog: pytest.LogCaptureFixture
+    readme: dict[str, Any],
 ) -> None:
-    caplog.handler.addFilter(readme["RequestIdFilter"]())
+    lines, logger = io.StringIO(), logging.Logger("tasks")
+    handler = logging.StreamHandler(lines)
+    handler.addFilter(readme["RequestIdFilter"]())
+    handler.setFormatter(logging.Formatter("%(request_id)s %(message)s"))
+    logger.addHandler(handler)
 
     def wrap() -> Callable[[str], None]:
         app = readme["app"]
         with app.test_request_context(headers={"Request-Id": "r17"}):
             app.preprocess_request()
-            return carry_context(logging.getLogger("tasks").warning)
+            return carry_context(logger.warning)
 
     task = contextvars.Context().run(wrap)
     with ThreadPoolExecutor(1) as pool:
         pool.submit(task, "in a task").result(TIMEOUT)
-    contextvars.Context().run(logging.getLogger("tasks").warning, "outside")
-    lines = [(vars(line)["request_id"], line.message) for line in caplog.records]
-    assert lines == [("r17", "in a task"), ("-", "outside")]
+    contextvars.Context().run(logger.warning, "outside")
+    assert lines.getvalue() == "r17 in a task\n- outside\n"
 
 
 def test_the_test_of_the_readme_passes(readme: dict[str, Any]) -> None:
