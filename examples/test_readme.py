@@ -86,7 +86,7 @@ def test_the_receiver_of_the_readme_merges_the_account(readme: dict[str, Any]) -
 def test_the_log_lines_of_the_readme_have_the_id_of_the_request(
     readme: dict[str, Any],
 ) -> None:
-    lines, logger = io.StringIO(), logging.Logger("tasks")
+    lines, logger = io.StringIO(), logging.getLogger("readme")
     handler = logging.StreamHandler(lines)
     handler.addFilter(readme["RequestIdFilter"]())
     handler.setFormatter(logging.Formatter("%(request_id)s %(message)s"))
@@ -102,6 +102,7 @@ def test_the_log_lines_of_the_readme_have_the_id_of_the_request(
     with ThreadPoolExecutor(1) as pool:
         pool.submit(task, "in a task").result(TIMEOUT)
     contextvars.Context().run(logger.warning, "outside")
+    logger.removeHandler(handler)
     assert lines.getvalue() == "r17 in a task\n- outside\n"
 
 
