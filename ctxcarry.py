@@ -30,6 +30,7 @@ R = TypeVar("R")
 _dict, _list, _type = cast(Any, (dict, list, type))  # Which no type checker narrows.
 _own = cast(Any, (Request, SecureCookieSession, MapAdapter))
 _FORM_TYPES = "multipart/form-data", "application/x-www-form-urlencoded"
+_DISPATCH = "flask.app", "flask.helpers"  # Of views, and of generators that stream.
 _flask: dict[str, Any] = vars(flask.globals) | vars(flask.ctx)
 _CONTEXTS = _flask["AppContext"], _flask.get("RequestContext", _flask["AppContext"])
 _app_ctx: Any = _flask.get("app_ctx")
@@ -76,7 +77,7 @@ def carry_context(func: Callable[P, R], /) -> Callable[P, R]:
                 with _Context(snapshot):
                     return await cast(Any, func)(*args, **kwargs)
 
-            return await _steps(_copy_variables(snapshot.variables), call())
+            return await _steps(snapshot.variables.copy(), call())
 
         return cast("Callable[P, R]", carried_async)
 
@@ -86,7 +87,7 @@ def carry_context(func: Callable[P, R], /) -> Callable[P, R]:
             with _Context(snapshot):
                 return cast(R, _refuse_coroutine(func(*args, **kwargs)))
 
-        return _copy_variables(snapshot.variables).run(call)
+        return snapshot.variables.copy().run(call)
 
     return carried
 
@@ -96,7 +97,7 @@ class _Snapshot:  # What is active now. All calls share it, and none changes it.
         app_context: Any = _app_ctx._get_current_object()
         self.app, self.merged = app_context.app, False
         self.request: Any = None
-        made_again = {"_flask_babel"}  # By Flask-Babel, and the other by Flask-Login.
+        made_again: set[Any] = {"_flask_babel"}  # By Flask-Babel.
         if has_request_context():
             context: Any = _request_ctx._get_current_object()
             if context.app is not self.app:
@@ -106,29 +107,37 @@ class _Snapshot:  # What is active now. All calls share it, and none changes it.
                 )
             self.context_class, self.merged = context.__class__, context is app_context
             self.url_adapter = _copy(context.url_adapter)
-            self.request, session = _detach(context.request), None
-            with contextlib.suppress(AssertionError, AttributeError):
+            request, session = _detach(context.request), None
+            try:
                 session = context.session
                 session.accessed = True  # For responses to vary by cookie.
-            if session is None:
-                raise RuntimeError(
-                    "carry_context() needs an open session. Wrap it inside the view."
-                )
-            self.session = _copy_session(session)
-            if "_user_id" in session:
-                made_again.add("_login_user")
-            attributes, environ = self.request.__dict__, self.request.environ
-            parsed = "form" in attributes and self.request.mimetype in _FORM_TYPES
-            empty = not str(environ.get("CONTENT_LENGTH") or "").strip("0")
-            chunked = "HTTP_TRANSFER_ENCODING" in environ
+            except (AssertionError, AttributeError) as error:
+                if session is None:
+                    needed = "carry_context() needs an open session. Wrap in the view."
+                    raise RuntimeError(needed) from error
+            # Flask-Login loads it again. To ask can be what loads the session.
+            made_again.add("_user_id" in session and "_login_user")
+            self.request, self.session = request, _copy_session(session)
+            parsed = "form" in request.__dict__ and request.mimetype in _FORM_TYPES
+            empty = not str(request.environ.get("CONTENT_LENGTH") or "").strip("0")
+            chunked = "HTTP_TRANSFER_ENCODING" in request.environ
             self.body = io.BytesIO if parsed or empty and not chunked else _UnreadBody
-        self.variables = _copy_variables(contextvars.copy_context())
+        self.variables = contextvars.Context()
+        self.decimals: list[Any] = []
+        for variable, value in contextvars.copy_context().items():
+            if issubclass(_type(value), decimal.Context):
+                value = value.copy()  # It is changed in place.
+                self.decimals.append((variable, value))
+            if not issubclass(_type(value), _CONTEXTS):  # They hold the view's.
+                self.variables.run(variable.set, value)
+        for stack in _stacks:
+            self.variables.run(release_local, stack)
         self.g: dict[str, Any] = getattr(app_context.g, "__dict__", {}).copy()
         self.left: dict[str, list[Any]] = {}
         for name, value in [*self.g.items()]:
             held = [*_dict.values(value)] if issubclass(_type(value), dict) else []
             resources = [*filter(_is_resource, [value, *held])]
-            if resources or name in made_again:
+            if resources or value is not None and name in made_again:
                 self.left[name] = [self.g.pop(name), *resources]
 
 
@@ -138,9 +147,9 @@ def _is_resource(value: object) -> bool:
     if not issubclass(_type(value), LocalProxy):  # Which would wake.
         try:
             named = value.__class__  # Sees through the proxies of tracers.
-        except ReferenceError:  # Of a weakref.proxy().
-            return False
-    for each in {cls, named}:
+        except Exception:  # Such as a weakref.proxy()'s.
+            named = cls
+    for each in (cls,) if named is cls else (cls, named):
         manages = hasattr(each, "__exit__") or hasattr(each, "__aexit__")
         if manages and (hasattr(each, "close") or hasattr(each, "aclose")):
             return True
@@ -157,6 +166,8 @@ class _Context:  # The context of one call, pushed on entry and popped on exit.
 
     def __enter__(self) -> None:
         snapshot, carried = self.snapshot, self.snapshot.g
+        for variable, value in snapshot.decimals:
+            variable.set(value.copy())
         contexts: list[Any] = []
         if not snapshot.merged:
             contexts.append(snapshot.app.app_context())
@@ -164,14 +175,16 @@ class _Context:  # The context of one call, pushed on entry and popped on exit.
             request, body = _detach(snapshot.request), snapshot.body()
             request.environ["wsgi.input"] = body
             # A pop would close the view's uploads, and a push match the URL again.
-            request.__dict__.update(stream=body, close=lambda: None)
+            request.__dict__.update(stream=body, close=contextlib.nullcontext)
             given = {"request": request, "session": _copy_session(snapshot.session)}
             if not snapshot.merged:
                 given["environ"] = request.environ
             # For speed, this stands in for the app, of which a context binds the URLs.
-            self.create_url_adapter = functools.partial(_copy, snapshot.url_adapter)
-            context = snapshot.context_class(self, **given)
+            self.create_url_adapter = request.close
+            app = self if snapshot.context_class in _CONTEXTS else snapshot.app
+            context = snapshot.context_class(app, **given)
             context.app, context.match_request = snapshot.app, request.close
+            context.url_adapter = _copy(snapshot.url_adapter)
             contexts.append(context)
         self.g, self.borrowed = contexts[0].g, carried
         values = getattr(self.g, "__dict__", {})
@@ -251,7 +264,7 @@ def _copy_session(session: Any) -> Any:
     return copied
 
 
-def _copy(original: Any, _: object = None) -> Any:
+def _copy(original: Any) -> Any:
     """Return ``copy.copy(original)``, which fails where a ``__getattr__`` recurses."""
     cls = _type(original)
     own = cls in _own  # For speed.
@@ -264,19 +277,6 @@ def _copy(original: Any, _: object = None) -> Any:
     for _, slot in () if own else inspect.getmembers(cls, inspect.ismemberdescriptor):
         with contextlib.suppress(AttributeError):  # It may not be set.
             slot.__set__(copied, slot.__get__(original))
-    return copied
-
-
-def _copy_variables(variables: contextvars.Context) -> contextvars.Context:
-    """Copy all variables but Flask's own, which hold, and would show, the view's."""
-    copied = contextvars.Context()
-    for variable, value in variables.items():
-        if issubclass(type(value), decimal.Context):
-            value = value.copy()  # It is changed in place.
-        if not issubclass(type(value), _CONTEXTS):
-            copied.run(variable.set, value)
-    for stack in _stacks:
-        copied.run(release_local, stack)
     return copied
 
 
@@ -298,13 +298,13 @@ def _steps(context: contextvars.Context, coroutine: Any) -> Generator[Any, Any, 
     step, value = coroutine.send, None
     while True:
         try:
-            awaited = context.run(step, value)
+            awaited = [context.run(step, value)]
         except StopIteration as stop:
             return stop.value
         finally:
-            del value  # It may be an error, whose traceback holds this frame.
+            del value  # An error, or a future with one, would be in a cycle.
         try:
-            step, value = coroutine.send, (yield awaited)
+            step, value = coroutine.send, (yield awaited.pop())
         except BaseException as error:
             step, value = coroutine.throw, error
 
@@ -318,7 +318,7 @@ def _check(func: Any) -> bool:
             f"carry_context() takes a function, not {type(func).__qualname__!r}. Pass"
             " the function, not its result, nor what holds it: carry_context(task)."
         )
-    function = func if inspect.isroutine(func) else type(func).__call__
+    function = func if hasattr(func, "__code__") else type(func).__call__
     flags: int = getattr(getattr(function, "__code__", None), "co_flags", 0)
     if flags & (inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR):
         raise TypeError(
@@ -329,7 +329,7 @@ def _check(func: Any) -> bool:
     if not has_app_context():
         raise RuntimeError(f"There is no active Flask context to carry. {advice}")
     frame = inspect.currentframe() if has_request_context() else None
-    while frame and frame.f_globals.get("__name__") != "flask.app":  # Its dispatch.
+    while frame and frame.f_globals.get("__name__") not in _DISPATCH:
         importing = getattr(frame.f_globals.get("__spec__"), "_initializing", False)
         if importing and frame.f_code.co_name == "<module>":
             raise RuntimeError(
