@@ -113,8 +113,8 @@ class _Snapshot:  # What is active now. All calls share it, and none changes it.
                 session.accessed = True  # For responses to vary by cookie.
             except (AssertionError, AttributeError) as error:
                 if session is None:
-                    needed = "carry_context() needs an open session. Wrap in the view."
-                    raise RuntimeError(needed) from error
+                    why = "carry_context() needs an open session. Wrap inside the view."
+                    raise RuntimeError(why) from error
             # Flask-Login loads it again. To ask can be what loads the session.
             made_again.add("_user_id" in session and "_login_user")
             self.request, self.session = request, _copy_session(session)
