@@ -78,6 +78,10 @@ TIMEOUT = 20
 FLASK = tuple(int(part) for part in importlib.metadata.version("flask").split(".")[:2])
 # PyPy's attribute errors do not.
 NAMES_ITS_OBJECT = sys.implementation.name == "cpython"
+SIGNALS = ["appcontext_pushed", "request_tearing_down"] + [
+    "appcontext_tearing_down",
+    "appcontext_popped",
+]
 
 Tearing = list[tuple[str, dict[str, Any], BaseException | None]]
 
@@ -112,24 +116,74 @@ def tearing(app: Flask) -> Tearing:
     return seen
 
 
+@pytest.fixture
+def closing(app: Flask) -> None:
+    """Closes the database as Flask's tutorial does."""
+
+    @app.teardown_appcontext
+    def close_db(_: BaseException | None) -> None:
+        db = g.pop("db", None)
+        if db is not None:
+            db.close()
+
+
+class Thing:
+    """Something whose life can be watched."""
+
+
+class Registry:
+    """Data, though it can be closed, as it is no context manager."""
+
+    closed = 0
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class Connection(Registry):
+    """An open resource, as its class says."""
+
+    def __enter__(self) -> None:
+        """Begin."""
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def run(app: Flask, view: Callable[..., Any], path: str = "/", **sent: Any) -> Any:
+    """Send one request to the view, at /<name> or at /, and return its JSON."""
+    rule = "/<name>" if path[1:2].isalpha() else "/"
+    app.add_url_rule(rule, "view", view, methods=["GET", "POST"])
+    response = app.test_client(use_cookies=False).open(path, **sent)
+    assert response.status_code == 200
+    return response.get_json()
+
+
 def in_thread(func: Callable[[], Any]) -> Any:
     """Call func in a raw thread, and return or raise what it did."""
     future: Future[Any] = Future()
 
-    def run() -> None:
+    def work() -> None:
         try:
             future.set_result(func())
         except BaseException as error:
             future.set_exception(error)
 
-    thread = threading.Thread(target=run)
+    thread = threading.Thread(target=work)
     thread.start()
     thread.join(TIMEOUT)
     return future.result(0)
 
 
+def innermost(error: Any) -> Any:
+    """Return the one error in a group of groups, as of Flask 3.2, or the error."""
+    while hasattr(error, "exceptions"):
+        (error,) = error.exceptions
+    return error
+
+
 def error_of(func: Callable[[], Any]) -> Any:
-    """Call func, and return what it raised, out of the group of Flask 3.2."""
+    """Call func, and return what it raised."""
     try:
         func()
     except BaseException as error:
@@ -137,11 +191,9 @@ def error_of(func: Callable[[], Any]) -> Any:
     return None
 
 
-def innermost(error: Any) -> Any:
-    """Return the one error in a group of groups, or the error itself."""
-    while hasattr(error, "exceptions"):
-        (error,) = error.exceptions
-    return error
+def unproxied(each: Any) -> Any:
+    """Return what is behind a proxy, or the object itself."""
+    return each._get_current_object() if issubclass(type(each), LocalProxy) else each
 
 
 def active(kind: str) -> Any:
@@ -152,9 +204,34 @@ def active(kind: str) -> Any:
     return unproxied(names.get(f"{kind}_ctx", names["app_ctx"]))
 
 
-def unproxied(each: Any) -> Any:
-    """Return what is behind a proxy, or the object itself."""
-    return each._get_current_object() if isinstance(each, LocalProxy) else each
+def state() -> tuple[Any, ...]:
+    """Return all that a task could leave behind in a thread."""
+    variables = dict(contextvars.copy_context().items())
+    return variables, has_app_context(), has_request_context()
+
+
+@contextlib.contextmanager
+def receiving(app: Flask, receive: Callable[..., None]) -> Generator[None]:
+    """Call receive with the name of each signal of a context, and what it sends."""
+    receivers = {name: partial(receive, name) for name in SIGNALS}  # Held weakly.
+    with contextlib.ExitStack() as stack:
+        for name, receiver in receivers.items():
+            stack.enter_context(getattr(flask, name).connected_to(receiver, app))
+        yield
+
+
+def awake() -> Any:
+    raise AssertionError("The proxy was woken.")
+
+
+@contextlib.contextmanager
+def without_gc() -> Generator[None]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 # 1. The face
@@ -177,8 +254,7 @@ def test_the_result_looks_like_the_function(app: Flask) -> None:
 
     with app.app_context():
         carried, carried_async = carry_context(work), carry_context(work_async)
-    assert carried(3, times=4) == 12
-    assert asyncio.run(carried_async(3, times=4)) == 12
+    assert carried(3, times=4) == asyncio.run(carried_async(3, times=4)) == 12
     assert (carried.__name__, carried.__doc__) == ("work", "Multiply.")
     assert carried_async.__name__ == "work_async"
     assert carried_async.__doc__ == "Multiply later."
@@ -186,53 +262,40 @@ def test_the_result_looks_like_the_function(app: Flask) -> None:
         assert inspect.signature(result) == inspect.signature(work)
 
 
+def read(end: str) -> str:
+    return request.path + end
+
+
 class Reader:
     """What a class, its methods and its instances see of the request."""
 
-    def __init__(self, suffix: str = "") -> None:
-        self.seen = request.path + suffix
+    def __init__(self, end: str = "") -> None:
+        self.seen = has_request_context() and read(end)
 
-    def method(self, suffix: str = "") -> str:
-        return request.path + suffix
+    def __eq__(self, other: object) -> bool:
+        return self.seen == other
 
-    def __call__(self, suffix: str = "") -> str:
-        return request.path + suffix
+    def method(self, end: str) -> str:
+        return read(end)
+
+    __call__ = method
 
 
-def test_every_kind_of_callable_can_be_carried(
-    app: Flask, pool: ThreadPoolExecutor
-) -> None:
-    def function(suffix: str) -> str:
-        return request.path + suffix
-
-    @app.route("/kinds")
-    def kinds() -> dict[str, str]:
-        @carry_context
-        def decorated(suffix: str) -> str:
-            return request.path + suffix
-
-        end: Callable[[str], str] = lambda end: request.path + end
-        seen: dict[str, Future[Any]] = {
-            "function": pool.submit(carry_context(function), "!"),
-            "decorated": pool.submit(decorated, suffix="!"),
-            "lambda": pool.submit(carry_context(end), "!"),
-            "method": pool.submit(carry_context(Reader().method), suffix="!"),
-            "partial": pool.submit(carry_context(partial(function, suffix="!"))),
-            "object": pool.submit(carry_context(Reader()), "!"),
-            "builtin": pool.submit(carry_context(repr), request),
-            "operator": pool.submit(
-                carry_context(operator.attrgetter("path")), request
-            ),
-        }
-        made = pool.submit(carry_context(Reader), "!").result()
-        return {"class": made.seen} | {
-            kind: future.result() for kind, future in seen.items()
-        }
-
-    seen = app.test_client().get("/kinds").get_json()
-    assert seen.pop("builtin") == "<Request 'http://localhost/kinds' [GET]>"
-    assert seen.pop("operator") == "/kinds"
-    assert set(seen.values()) == {"/kinds!"} and len(seen) == 7
+def test_every_kind_of_callable_can_be_carried(app: Flask) -> None:
+    bare: Any = type("Bare", (), {"__module__": None, "__call__": lambda _: "bare"})
+    end: Callable[[str], str] = lambda end: read(end)
+    kinds: list[tuple[Callable[..., Any], list[Any], object]] = [
+        *[(func, ["!"], "/x!") for func in (read, end, Reader, Reader())],
+        *[(func, ["!"], "/x!") for func in (Reader().method, partial(read))],
+        (repr, [request], "<Request 'http://localhost/x' [GET]>"),
+        (operator.attrgetter("path"), [request], "/x"),
+        # These have no name or no module.
+        *[(str.strip, [" a "], "a"), ((1).__add__, [2], 3), (bare(), [], "bare")],
+        (weakref.ref(Reader), [], Reader),
+    ]
+    with app.test_request_context("/x"):
+        for func, arguments, result in kinds:
+            assert in_thread(partial(carry_context(func), *arguments)) == result
 
 
 def test_arguments_of_any_name_reach_the_function(app: Flask) -> None:
@@ -244,22 +307,6 @@ def test_arguments_of_any_name_reach_the_function(app: Flask) -> None:
     with app.app_context():
         carried = carry_context(work)
     assert carried(**dict.fromkeys(names)) == names
-
-
-@pytest.mark.parametrize(
-    ("func", "arguments", "result"),
-    [
-        (str.strip, (" a ",), "a"),
-        ((1).__add__, (2,), 3),
-        (weakref.ref(Reader), (), Reader),
-        (type("Bare", (), {"__module__": None, "__call__": lambda _: 4})(), (), 4),
-    ],
-)
-def test_what_has_no_name_or_no_module_can_be_carried(
-    app: Flask, func: Callable[..., Any], arguments: tuple[Any, ...], result: Any
-) -> None:
-    with app.test_request_context():
-        assert in_thread(partial(carry_context(func), *arguments)) == result
 
 
 def test_a_copied_file_says_what_it_is_and_which_version() -> None:
@@ -275,22 +322,22 @@ def test_a_copied_file_says_what_it_is_and_which_version() -> None:
 def test_the_task_sees_what_the_view_sees(app: Flask) -> None:
     @app.before_request
     def identify() -> None:
-        request.user = request.args["user"]  # type: ignore[attr-defined]
+        vars(request)["user"] = request.args["user"]
 
     @app.route("/see/<int:number>", methods=["POST"])
     def see(number: int) -> dict[str, Any]:
-        session["theme"] = "dark"
-        g.db = "connection"
+        session["theme"], g.db = "dark", "connection"
         TENANT.set("acme")
 
         def look() -> dict[str, Any]:
+            own: Any = request
             return {
                 "path": request.path,
                 "query": request.args.to_dict(),
                 "header": request.headers["X-Id"],
                 "cookie": request.cookies["id"],
                 "json": request.get_json(),
-                "user": request.user,  # type: ignore[attr-defined]
+                "user": own.user,
                 "view_args": request.view_args,
                 "endpoint": request.endpoint,
                 "rule": str(request.url_rule),
@@ -303,80 +350,69 @@ def test_the_task_sees_what_the_view_sees(app: Flask) -> None:
 
         return {"view": look(), "task": in_thread(carry_context(look))}
 
-    seen = app.test_client(use_cookies=False).post(
-        "/see/7?user=ada",
-        json={"a": [1]},
-        headers={"X-Id": "17", "Cookie": "id=18"},
-    )
-    assert seen.get_json()["task"] == seen.get_json()["view"]
-    assert seen.get_json()["task"]["g"] == {"db": "connection"}
-
-
-def test_current_app_is_the_application_itself(app: Flask) -> None:
-    with app.app_context():
-        carried = carry_context(lambda: current_app.app_context().app)
-    assert in_thread(carried) is app
+    headers = {"X-Id": "17", "Cookie": "id=18"}
+    client = app.test_client(use_cookies=False)
+    seen = client.post("/see/7?user=ada", json={"a": [1]}, headers=headers).get_json()
+    assert seen["task"] == seen["view"]
+    assert seen["task"]["g"] == {"db": "connection"}
 
 
 def test_with_an_app_context_alone_all_but_request_and_session_is_carried(
     app: Flask,
 ) -> None:
-    def look() -> tuple[Any, ...]:
-        return current_app.name, g.job, TENANT.get(), has_request_context()
-
     with app.app_context():
         g.job = "nightly"
         token = TENANT.set("acme")
-        carried = carry_context(look)
+        carried = carry_context(lambda: (unproxied(current_app), g.job, *state()[1:]))
+        tenant = carry_context(TENANT.get)
         TENANT.reset(token)
-    assert in_thread(carried) == ("shop", "nightly", "acme", False)
+    assert in_thread(carried) == (app, "nightly", True, False)
+    assert in_thread(tenant) == "acme"
 
 
 def test_the_task_sees_nothing_that_the_view_changes_afterwards(app: Flask) -> None:
     def look() -> tuple[Any, ...]:
-        return (
-            request.environ["who"],
-            request.headers["Id"],
-            request.mark,  # type: ignore[attr-defined]
-            request.view_args,
-            dict(session),
-            dict(vars(g)),
-            TENANT.get(),
-        )
+        who, mark = request.environ["who"], vars(request)["mark"]
+        seen = who, mark, request.headers["Id"], request.view_args
+        return *seen, dict(session), dict(vars(g)), TENANT.get()
 
-    @app.route("/<name>")
-    def view(name: str) -> dict[str, Any]:
+    def change(value: str) -> None:
         assert request.view_args is not None
-        request.environ.update(who="old", HTTP_ID="old")
-        request.mark = "old"  # type: ignore[attr-defined]
-        session["a"] = g.a = "old"
-        TENANT.set("old")
+        request.environ.update(who=value, HTTP_ID=value)
+        vars(request)["mark"] = request.view_args["name"] = value
+        session["a"] = g.a = value
+        TENANT.set(value)
+
+    def view(name: str) -> dict[str, Any]:
+        change("old")
         carried = carry_context(look)
-        request.environ.update(who="new", HTTP_ID="new")
-        request.mark = "new"  # type: ignore[attr-defined]
-        request.view_args["name"] = session["a"] = g.a = g.b = "new"
-        TENANT.set("new")
+        change("new")
+        g.b = session["b"] = "new"
         return {"seen": in_thread(carried)}
 
-    assert app.test_client().get("/old").get_json()["seen"] == (
-        ["old", "old", "old", {"name": "old"}, {"a": "old"}, {"a": "old"}, "old"]
-    )
+    a = {"a": "old"}
+    assert run(app, view, "/x") == {
+        "seen": ["old", "old", "old", {"name": "old"}, a, a, "old"]
+    }
 
 
-def test_the_request_is_read_after_the_server_has_cleared_its_environ(
-    app: Flask, pool: ThreadPoolExecutor
+def test_a_timer_that_fires_after_the_server_has_cleared_its_environ_has_all(
+    app: Flask,
 ) -> None:
     answered = threading.Event()
-    tasks: list[Future[tuple[str, ...]]] = []
+    seen: Future[list[str]] = Future()
 
-    @app.route("/")
-    def view() -> str:
+    @app.route("/<name>")
+    def view(name: str) -> str:
+        session["user"], g.db = "ada", "connection"
+
         @carry_context
-        def look() -> tuple[str, ...]:
+        def later() -> None:
             assert answered.wait(TIMEOUT)
-            return request.headers["X-Id"], request.args["q"], request.cookies["c"]
+            sent = [request.headers["X-Id"], request.args["q"], request.cookies["c"]]
+            seen.set_result([request.path, *sent, session["user"], g.db])
 
-        tasks.append(pool.submit(look))
+        threading.Timer(0, later).start()
         return ""
 
     def server(environ: Any, start_response: Any) -> list[bytes]:
@@ -385,9 +421,9 @@ def test_the_request_is_read_after_the_server_has_cleared_its_environ(
         return content
 
     headers = {"X-Id": "2", "Cookie": "c=3"}
-    Client(server, use_cookies=False).get("/?q=1", headers=headers)
+    Client(server, use_cookies=False).get("/x?q=1", headers=headers)
     answered.set()
-    assert tasks[0].result(TIMEOUT) == ("2", "1", "3")
+    assert seen.result(TIMEOUT) == ["/x", "2", "1", "3", "ada", "connection"]
 
 
 def test_the_environ_of_the_task_does_not_lead_to_the_views_request(app: Flask) -> None:
@@ -397,21 +433,17 @@ def test_the_environ_of_the_task_does_not_lead_to_the_views_request(app: Flask) 
 
 
 def test_a_host_that_a_hook_set_is_carried(app: Flask) -> None:
-    @app.before_request
-    def behind_proxy() -> None:
-        vars(request)["host"] = "public.example"
+    def look() -> str:
+        host = request.host
+        url_for("view")  # Flask sets the host of the request that it binds to.
+        return host
 
-    @app.route("/")
     def view() -> dict[str, Any]:
-        @carry_context
-        def look() -> str:
-            host = request.host
-            url_for("view")  # Flask sets the host of the request that it binds to.
-            return host
+        carried = carry_context(look)
+        return {"seen": [in_thread(carried), in_thread(carried)]}
 
-        return {"seen": [in_thread(look), in_thread(look)]}
-
-    assert app.test_client().get("/").get_json() == {"seen": ["public.example"] * 2}
+    app.before_request(lambda: vars(request).update(host="public.example"))
+    assert run(app, view) == {"seen": ["public.example"] * 2}
 
 
 class ServerSession(SecureCookieSession):
@@ -420,15 +452,17 @@ class ServerSession(SecureCookieSession):
 
 class Store(SessionInterface):
     opened = 0
+    session: Any = None
 
-    def open_session(self, app: Flask, request: Request) -> ServerSession:
+    def open_session(self, app: Flask, request: Request) -> Any:
         self.opened += 1
-        session = ServerSession({"user": "ada"})
-        session.sid = "sid-1"
-        return session
+        if self.session is None:
+            self.session = ServerSession({"user": "ada"})
+            self.session.sid = "sid-1"
+        return self.session
 
     def save_session(self, app: Flask, session: Any, response: Response) -> None:
-        response.headers["Session"] = f"{session.sid} {dict(session)}"
+        """Leave it to the test."""
 
 
 def test_a_session_class_keeps_its_own_state_and_its_store_is_asked_once(
@@ -436,35 +470,24 @@ def test_a_session_class_keeps_its_own_state_and_its_store_is_asked_once(
 ) -> None:
     app.session_interface = store = Store()
 
-    @app.route("/")
-    def view() -> dict[str, Any]:
-        def look(number: int) -> tuple[str, str, str]:
-            session["number"] = number
-            own: Any = session
-            name = own._get_current_object().__class__.__name__
-            return name, own.sid, own["user"]
+    def look(number: int) -> tuple[str, str, str]:
+        session["number"] = number
+        own = unproxied(session)
+        return own.__class__.__name__, own.sid, own["user"]
 
+    def view() -> dict[str, Any]:
         return {"seen": list(pool.map(carry_context(look), range(3)))}
 
-    response = app.test_client().get("/")
-    assert response.get_json()["seen"] == [["ServerSession", "sid-1", "ada"]] * 3
-    assert response.headers["Session"] == "sid-1 {'user': 'ada'}"
+    assert run(app, view) == {"seen": [["ServerSession", "sid-1", "ada"]] * 3}
+    assert (store.session.sid, dict(store.session)) == ("sid-1", {"user": "ada"})
     assert store.opened == 1
 
 
 def test_an_app_without_a_secret_key_has_its_null_session_carried() -> None:
-    app = Flask("open")
-
-    @app.route("/")
-    def view() -> dict[str, Any]:
-        def write() -> None:
-            session["a"] = 1
-
+    with Flask("open").test_request_context():
         with pytest.raises(RuntimeError, match="secret"):
-            in_thread(carry_context(write))
-        return {"user": in_thread(carry_context(lambda: session.get("user")))}
-
-    assert app.test_client().get("/").get_json() == {"user": None}
+            in_thread(carry_context(lambda: session.update(a=1)))
+        assert in_thread(carry_context(lambda: session.get("user"))) is None
 
 
 class Slots(Request):
@@ -488,30 +511,24 @@ class Delegating(Slots):
         return self.inner[name]
 
 
+def stored_as(name: str) -> Any:
+    """A property that keeps its value in another attribute."""
+    return property(
+        operator.attrgetter(name), lambda self, value: setattr(self, name, value)
+    )
+
+
 class Properties(Request):
     """Keeps what Flask and Werkzeug set in attributes of its own."""
+
+    view_args = stored_as("own_view_args")
+    headers = stored_as("own_headers")
 
     def set(self, value: object) -> None:
         self.value = value
 
     def get(self) -> object:
         return self.value
-
-    @property
-    def view_args(self) -> Any:
-        return self.own_view_args
-
-    @view_args.setter
-    def view_args(self, value: Any) -> None:
-        self.own_view_args = value
-
-    @property
-    def headers(self) -> Any:
-        return self.own_headers
-
-    @headers.setter
-    def headers(self, value: Any) -> None:
-        self.own_headers = value
 
 
 @pytest.mark.parametrize("request_class", [Slots, Delegating, Properties])
@@ -520,55 +537,47 @@ def test_a_request_class_of_the_app_keeps_working(
 ) -> None:
     app.request_class = request_class
 
-    @app.route("/<name>")
     def view(name: str) -> dict[str, Any]:
-        own: Any = request
+        own: Any = unproxied(request)
         own.set("view's")
-
-        def work(number: int) -> list[Any]:
-            seen = [own.get(), request.view_args, request.headers["X-Id"], number]
-            seen[1] = dict(own.view_args)
-            own.set("task's")
-            own.view_args["name"] = request.environ["HTTP_X_ID"] = "task's"
-            return [own.__class__.__name__, *seen, request.headers["X-Id"]]
-
         seen = list(pool.map(carry_context(work), range(2)))
-        return {"task": seen, "view": [own.get(), request.view_args]}
+        return {"task": seen, "view": [own.get(), own.view_args]}
 
-    response = app.test_client().get("/x", headers={"X-Id": "7"})
-    view = ["view's", {"name": "x"}]
-    task = [[request_class.__name__, *view, "7", n, "task's"] for n in range(2)]
-    assert response.get_json() == {"task": task, "view": view}
+    def work(number: int) -> list[Any]:
+        own: Any = unproxied(request)
+        seen = [own.get(), dict(own.view_args), own.headers["X-Id"], number]
+        own.set("task's")
+        own.view_args["name"] = own.environ["HTTP_X_ID"] = "task's"
+        return [own.__class__.__name__, *seen, own.headers["X-Id"]]
+
+    viewed = ["view's", {"name": "x"}]
+    task = [[request_class.__name__, *viewed, "7", n, "task's"] for n in range(2)]
+    seen = run(app, view, "/x", headers={"X-Id": "7"})
+    assert seen == {"task": task, "view": viewed}
 
 
 def test_headers_that_a_hook_put_in_place_are_carried(app: Flask) -> None:
     class Lower(EnvironHeaders):
-        def __getitem__(self, key: Any, _get_mode: bool = False) -> str:
+        def __getitem__(self, key: Any, *_: Any) -> Any:
             return super().__getitem__(key).lower()
 
-    @app.before_request
-    def replace() -> None:
-        headers = {
-            "plain": Headers([("Id", "hook's")]),
-            "lower": Lower(request.environ),
-        }
-        request.headers = headers[request.args["kind"]]  # type: ignore[assignment]
+    def work() -> list[str]:
+        seen = request.headers["Id"]
+        request.environ["HTTP_ID"] = "Task's"
+        return [seen, request.headers["Id"]]
 
-    @app.route("/")
-    def view() -> dict[str, Any]:
-        @carry_context
-        def work() -> list[str]:
-            seen = request.headers["Id"]
-            request.environ["HTTP_ID"] = "Task's"
-            return [seen, request.headers["Id"]]
-
-        return {"tasks": [in_thread(work), work()], "view": request.headers["Id"]}
-
-    def ask(kind: str) -> Any:
-        return app.test_client().get(f"/?kind={kind}", headers={"Id": "X"}).get_json()
-
-    assert ask("plain") == {"tasks": [["hook's"] * 2] * 2, "view": "hook's"}
-    assert ask("lower") == {"tasks": [["x", "task's"]] * 2, "view": "x"}
+    headers: list[Callable[[], Headers]] = [
+        lambda: Headers([("Id", "hook's")]),
+        lambda: Lower(request.environ),
+        lambda: EnvironHeaders({"HTTP_ID": "other's"}),
+    ]
+    tasks = [["hook's"] * 2, ["x", "task's"], ["other's"] * 2]
+    for make, task in zip(headers, tasks):
+        with app.test_request_context(headers={"Id": "X"}):
+            vars(request)["headers"] = make()
+            carried = carry_context(work)
+            assert [in_thread(carried), carried()] == [task, task]
+            assert request.headers["Id"] == task[0]
 
 
 def test_lists_and_dicts_in_the_session_are_the_tasks_own(
@@ -576,8 +585,7 @@ def test_lists_and_dicts_in_the_session_are_the_tasks_own(
 ) -> None:
     @app.route("/")
     def view() -> dict[str, Any]:
-        session["cart"] = ["tea"]
-        session["prices"] = {"tea": [{"net": 3}]}
+        session["cart"], session["prices"] = ["tea"], {"tea": [{"net": 3}]}
         flask.flash("view's")
         carried = carry_context(work)
         session["cart"].append("view's")
@@ -601,101 +609,88 @@ def test_lists_and_dicts_in_the_session_are_the_tasks_own(
 
 
 def test_a_session_is_copied_to_any_depth_and_with_its_cycles(app: Flask) -> None:
+    def bottom(deep: list[Any]) -> list[Any]:
+        while type(deep[0]) is list:
+            deep = deep[0]
+        return deep
+
+    def work() -> list[Any]:
+        own = session["cycle"]
+        bottom(session["deep"])[0] = own["new"] = "task's"
+        return [own["list"][0] is own, session["again"] is own, own]
+
     deep: list[Any] = ["deepest"]
     for _ in range(10_000):
         deep = [deep]
     cycle: dict[str, Any] = {"list": []}
     cycle["list"].append(cycle)
-
-    def work() -> list[Any]:
-        bottom = session["deep"]
-        while type(bottom[0]) is list:
-            bottom = bottom[0]
-        bottom[0] = "task's"
-        own = session["cycle"]
-        own["new"] = "task's"
-        return [own["list"][0] is own, session["again"] is own, own]
-
     with app.test_request_context():
         session.update(deep=deep, cycle=cycle, again=cycle)
         same, again, own = in_thread(carry_context(work))
     assert (same, again, own is cycle, "new" in cycle) == (True, True, False, False)
-    while type(deep[0]) is list:
-        deep = deep[0]
-    assert deep == ["deepest"]
+    assert bottom(deep) == ["deepest"]
 
 
 def test_everything_else_in_the_session_is_shared_and_left_alone(app: Flask) -> None:
     class Cart(list[Any]):
-        def copy(self) -> Any:
-            raise AssertionError
+        copy = __copy__ = __deepcopy__ = awake
 
-        __copy__ = __deepcopy__ = copy  # type: ignore[assignment]
+    class Prices(dict[str, Any]):
+        copy = __copy__ = __deepcopy__ = awake
 
     inner = ["shared"]
-    values = {"cart": Cart([inner]), "tuple": (inner,), "object": object()}
+    values = {"cart": Cart([inner]), "prices": Prices(a=inner), "tuple": (inner,)}
     with app.test_request_context():
         session.update(values, list=[values])
         seen = in_thread(carry_context(lambda: [dict(session), session["list"][0]]))
     for copied in seen:
         assert all(copied[name] is value for name, value in values.items())
-    assert values["cart"][0] is inner and inner == ["shared"]
+    assert values["cart"][0] is values["prices"]["a"] is inner == ["shared"]
 
 
 class MappingSession(SessionMixin):
     """Is no dict, has no `accessed` that can be set, and answers any attribute."""
 
     def __init__(self) -> None:
-        self.values: dict[str, Any] = {"user": ["ada"]}
+        self.own: dict[str, Any] = {"user": ["ada"]}
 
     def __getitem__(self, key: str) -> Any:
-        return self.values[key]
+        return self.own[key]
 
     def __setitem__(self, key: str, value: Any) -> None:
-        self.values[key] = value
+        self.own[key] = value
 
     def __delitem__(self, key: str) -> None:
-        del self.values[key]
+        del self.own[key]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.values)
+        return iter(self.own)
 
     def __len__(self) -> int:
-        return len(self.values)
+        return len(self.own)
 
     def __getattr__(self, name: str) -> Any:
-        return self.values.get(name)
+        return self.own.get(name)
 
 
 @pytest.mark.parametrize("settable", [False, True])
 def test_a_session_that_is_no_dict_is_copied_too(app: Flask, settable: bool) -> None:
-    class Session(MappingSession):
-        pass
-
+    own: Any = type("Session", (MappingSession,), {})
     if not settable and FLASK < (3, 1):
-        Session.accessed = property(lambda _: True)  # type: ignore[assignment]
+        own.accessed = property(lambda _: True)
+    app.session_interface = store = Store()
+    store.session = own()
 
-    class Interface(SessionInterface):
-        def open_session(self, app: Flask, request: Request) -> Any:
-            return Session()
+    def work() -> Any:
+        session["user"].append("eve")
+        session["new"] = "eve"
+        return unproxied(session).user
 
-        def save_session(self, app: Flask, session: Any, response: Response) -> None:
-            response.headers["Session"] = str(session.values)
-
-    app.session_interface = Interface()
-
-    @app.route("/")
     def view() -> dict[str, Any]:
-        def work() -> Any:
-            session["user"].append("eve")
-            session["new"] = "eve"
-            return session.user  # type: ignore[attr-defined]
-
         return {"seen": [in_thread(carry_context(work)), session["user"]]}
 
-    response = app.test_client().get("/")
-    assert response.get_json() == {"seen": [["ada", "eve"], ["ada"]]}
-    assert response.headers["Session"] == "{'user': ['ada']}"
+    assert run(app, view) == {"seen": [["ada", "eve"], ["ada"]]}
+    assert store.session.own == {"user": ["ada"]}
 
 
 def test_carrying_the_session_counts_as_reading_it(app: Flask) -> None:
@@ -714,47 +709,39 @@ def test_carrying_the_session_counts_as_reading_it(app: Flask) -> None:
 
 @pytest.mark.skipif(FLASK >= (3, 2), reason="Flask 3.2 opens it at any access")
 def test_a_session_that_is_not_open_yet_is_refused(app: Flask) -> None:
+    refused: list[str] = []
+
     class Interface(Store):
-        def open_session(self, app: Flask, request: Request) -> ServerSession:
-            with pytest.raises(
-                RuntimeError, match="carry_context.*open session.*inside the view"
-            ):
-                carry_context(int)
+        def open_session(self, app: Flask, request: Request) -> Any:
+            refused.append(str(error_of(lambda: carry_context(int))))
             return super().open_session(app, request)
 
-    app.session_interface = store = Interface()
-    app.add_url_rule("/", "view", lambda: "")
-    assert app.test_client().get("/").data == b""
-    assert store.opened == 1
+    app.session_interface = Interface()
+    assert run(app, dict) == {}
+    assert re.match("carry_context.*open session.*inside the view", *refused)
 
 
 @pytest.mark.skipif(FLASK >= (3, 2), reason="Flask 3.2 has one context for both")
 def test_the_context_of_another_app_in_a_request_is_refused(app: Flask) -> None:
     other = Flask("other")
-    with app.test_request_context(), other.app_context():
-        with pytest.raises(RuntimeError, match="'other'.*'shop'.*Wrap.*outside"):
-            carry_context(int)
+    refused = pytest.raises(RuntimeError, match="'other'.*'shop'.*Wrap.*outside")
+    with app.test_request_context(), other.app_context(), refused:
+        carry_context(int)
     with other.app_context(), app.test_request_context():
         assert in_thread(carry_context(lambda: current_app.name)) == "shop"
 
 
 def test_the_variables_hold_no_context_of_flask(app: Flask) -> None:
-    class Context(type(app.app_context())):  # type: ignore[misc]
-        pass
-
+    own: Any = type("Context", (type(app.app_context()),), {})
     variable: contextvars.ContextVar[Any] = contextvars.ContextVar("variable")
-    values: list[Any] = []
-
-    def look() -> None:
-        values.extend(contextvars.copy_context().values())
 
     with app.test_request_context():
-        variable.set(Context(app))
+        variable.set(own(app))
         view = [variable.get(), active("app"), active("request")]
         TENANT.set("acme")
-        in_thread(carry_context(look))
+        values = in_thread(carry_context(lambda: [*state()[0].values()]))
     assert "acme" in values
-    assert not [type(value) for value in values if any(value is own for own in view)]
+    assert not [type(value) for value in values if any(value is each for each in view)]
 
 
 def test_a_decimal_context_is_copied_for_each_call(app: Flask) -> None:
@@ -777,61 +764,49 @@ def test_a_decimal_context_is_copied_for_each_call(app: Flask) -> None:
 # 3. Each call
 
 
-def test_calls_at_the_same_moment_do_not_see_each_others_writes(
+def test_calls_start_from_the_snapshot_and_do_not_see_each_others_writes(
     app: Flask, pool: ThreadPoolExecutor
 ) -> None:
     barrier = threading.Barrier(4, timeout=TIMEOUT)
 
-    @app.route("/<name>")
     def view(name: str) -> dict[str, Any]:
-        @carry_context
-        def write(number: int) -> list[Any]:
+        assert request.view_args is not None
+        g.n = session["n"] = request.view_args["n"] = request.environ["n"] = -1
+        request.environ["HTTP_N"] = "-1"
+        TENANT.set("-1")
+
+        def look() -> list[Any]:
             assert request.view_args is not None
-            barrier.wait()
+            seen = [g.n, session["n"], request.view_args["n"], request.environ["n"]]
+            return [*seen, int(request.headers["N"]), int(TENANT.get())]
+
+        @carry_context
+        def write(number: int, wait: Callable[[], Any] = int) -> list[Any]:
+            assert request.view_args is not None
+            seen = look()
+            wait()
             g.n = session["n"] = request.view_args["n"] = request.environ["n"] = number
             request.environ["HTTP_N"] = str(number)
             TENANT.set(str(number))
-            barrier.wait()
-            args = request.view_args["n"]
-            header = int(request.headers["N"])
-            tenant = int(TENANT.get())
-            return [g.n, session["n"], args, request.environ["n"], header, tenant]
+            wait()
+            return [seen, look()]
 
-        return {"seen": list(pool.map(write, range(4)))}
+        seen = [*pool.map(write, range(4), [barrier.wait] * 4), write(4)]
+        return {"seen": [*seen, in_thread(partial(write, 5))]}
 
-    seen = app.test_client().get("/x").get_json()["seen"]
-    assert seen == [[number] * 6 for number in range(4)]
-
-
-def test_one_call_after_another_starts_from_the_snapshot(
-    app: Flask, pool: ThreadPoolExecutor
-) -> None:
-    @app.route("/")
-    def view() -> dict[str, Any]:
-        session["n"] = g.n = 0
-
-        @carry_context
-        def count() -> list[int]:
-            g.n += 1
-            session["n"] += 1
-            return [g.n, session["n"]]
-
-        return {"seen": [count(), in_thread(count), pool.submit(count).result()]}
-
-    assert app.test_client().get("/").get_json() == {"seen": [[1, 1]] * 3}
+    assert run(app, view, "/x")["seen"] == [[[-1] * 6, [n] * 6] for n in range(6)]
 
 
 def test_nothing_is_written_back(app: Flask) -> None:
     @app.route("/<name>")
     def view(name: str) -> dict[str, Any]:
-        session["user"] = g.user = "ada"
+        g.user, environ = "ada", request.environ
         TENANT.set("acme")
-        environ = request.environ
 
         @carry_context
         def write() -> None:
             assert request.view_args is not None
-            request.view_args["name"] = request.mark = "eve"  # type: ignore[attr-defined]
+            request.view_args["name"] = vars(request)["mark"] = "eve"
             session["user"] = g.user = g.new = request.environ["who"] = "eve"
             request.environ["HTTP_ID"] = "eve"
             TENANT.set("eve")
@@ -839,60 +814,36 @@ def test_nothing_is_written_back(app: Flask) -> None:
         write()
         in_thread(write)
         assert environ is request.environ
-        return {
-            "args": request.view_args,
-            "mark": hasattr(request, "mark"),
-            "environ": environ.get("who"),
-            "header": request.headers.get("Id"),
-            "g": dict(vars(g)),
-            "tenant": TENANT.get(),
-        }
+        seen = request.view_args, session["user"], dict(vars(g)), TENANT.get()
+        written = ["mark" in vars(request), "who" in environ, "Id" in request.headers]
+        return {"seen": seen, "written": written}
 
     client = app.test_client()
-    assert client.get("/ada").get_json() == {
-        "args": {"name": "ada"},
-        "mark": False,
-        "environ": None,
-        "header": None,
-        "g": {"user": "ada"},
-        "tenant": "acme",
-    }
     with client.session_transaction() as saved:
-        assert dict(saved) == {"user": "ada"}
-
-
-def test_the_session_cookie_is_not_set_for_what_a_task_wrote(app: Flask) -> None:
-    @app.route("/")
-    def view() -> str:
-        in_thread(carry_context(lambda: session.update(user="eve")))
-        return ""
-
-    assert "Set-Cookie" not in app.test_client().get("/").headers
+        saved["user"] = "ada"
+    response = client.get("/ada")
+    assert response.get_json() == {
+        "seen": [{"name": "ada"}, "ada", {"user": "ada"}, "acme"],
+        "written": [False] * 3,
+    }
+    assert "Set-Cookie" not in response.headers
 
 
 def test_nothing_is_left_behind_in_the_thread(app: Flask) -> None:
-    def variables() -> dict[Any, Any]:
-        return dict(contextvars.copy_context().items())
-
-    def fail() -> None:
+    def work(fails: bool) -> None:
         TENANT.set("eve")
-        raise LookupError
+        if fails:
+            raise LookupError
 
-    @app.route("/")
-    def view() -> dict[str, Any]:
-        good = carry_context(lambda: TENANT.set("eve"))
-        bad = carry_context(fail)
+    def thread() -> bool:
+        before = state()
+        carried(False)
+        assert isinstance(error_of(partial(carried, True)), LookupError)
+        return state() == before
 
-        def thread() -> bool:
-            before = variables(), has_app_context(), has_request_context()
-            good()
-            with pytest.raises(LookupError):
-                bad()
-            return (variables(), has_app_context(), has_request_context()) == before
-
-        return {"thread": in_thread(thread), "view": thread()}
-
-    assert app.test_client().get("/").get_json() == {"thread": True, "view": True}
+    with app.test_request_context():
+        carried = carry_context(work)
+        assert in_thread(thread) and thread()
 
 
 def test_the_url_is_neither_converted_nor_matched_nor_preprocessed_again(
@@ -930,84 +881,31 @@ def test_teardown_functions_and_signals_are_run_with_the_exception(
     app: Flask, tearing: Tearing
 ) -> None:
     sent: list[tuple[str, Any]] = []
-    connected: list[Callable[..., None]] = []
-    for name in ["appcontext_pushed", "request_tearing_down"] + [
-        "appcontext_tearing_down",
-        "appcontext_popped",
-    ]:
-
-        def receive(_: Flask, signal: str = name, **given: Any) -> None:
-            sent.append((signal, given.get("exc")))
-
-        connected.append(receive)
-        getattr(flask, name).connect(receive, app)
     error = LookupError("task")
+
+    def receive(signal: str, *_: Flask, **given: Any) -> None:
+        sent.append((signal, given.get("exc")))
 
     def fail() -> None:
         raise error
 
-    @app.route("/")
-    def view() -> str:
-        for signals in sent, tearing:
-            signals.clear()
+    with app.test_request_context(), receiving(app, receive):
+        sent.clear()
         carried = carry_context(fail)
-        with pytest.raises(LookupError) as raised:
-            in_thread(carried)
-        assert raised.value is error
-        assert [(kind, error) for kind, _, error in tearing] == [
-            ("request", error),
-            ("app", error),
-        ]
-        assert sent == [
-            ("appcontext_pushed", None),
-            ("request_tearing_down", error),
-            ("appcontext_tearing_down", error),
-            ("appcontext_popped", None),
-        ]
-        return "checked"
-
-    assert app.test_client().get("/").data == b"checked"
-
-
-def test_an_exception_that_the_caller_is_handling_is_not_the_tasks(
-    app: Flask, tearing: Tearing
-) -> None:
-    with app.test_request_context():
-        carried = carry_context(lambda: None)
+        assert error_of(lambda: in_thread(carried)) is error
+        assert sent == list(zip(SIGNALS, [None, error, error, None]))
+        found = [(kind, error) for kind, _, error in tearing]
+        assert found == [("request", error), ("app", error)]
         try:
-            raise LookupError("of the caller")
+            raise LookupError("This is the caller's, not the task's.")
         except LookupError:
-            carried()
-        assert [error for _, _, error in tearing] == [None, None]
-
-
-def test_a_timer_that_fires_after_the_response_has_the_context(app: Flask) -> None:
-    answered = threading.Event()
-    seen: Future[list[str]] = Future()
-
-    @app.route("/<name>")
-    def view(name: str) -> str:
-        session["user"] = "ada"
-        g.db = "connection"
-
-        @carry_context
-        def later() -> None:
-            assert answered.wait(TIMEOUT)
-            seen.set_result([request.path, session["user"], g.db])
-
-        threading.Timer(0, later).start()
-        return ""
-
-    app.test_client().get("/x")
-    answered.set()
-    assert seen.result(TIMEOUT) == ["/x", "ada", "connection"]
+            carry_context(int)()
+        assert [error for _, _, error in tearing[2:]] == [None, None]
 
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_context_preserved_for_a_debugger_or_a_test_is_left_alone(
-    app: Flask,
-    tearing: Tearing,
-    fails: bool,
+    app: Flask, tearing: Tearing, fails: bool
 ) -> None:
     app.debug = fails
     carried: list[Callable[[], str]] = []
@@ -1028,31 +926,18 @@ def test_a_context_preserved_for_a_debugger_or_a_test_is_left_alone(
         assert [end for end in tearing if end[1]] == before
 
 
-def test_a_task_can_carry_its_own_context_on(
-    app: Flask, pool: ThreadPoolExecutor
-) -> None:
-    @app.route("/")
-    def view() -> dict[str, Any]:
+def test_a_task_can_carry_its_own_context_on(app: Flask) -> None:
+    def outer() -> list[str]:
+        g.steps = [*g.steps, "outer"]
+        return carry_context(inner)()
+
+    def inner() -> list[str]:
+        return [*g.steps, "inner", request.path]
+
+    with app.test_request_context():
         g.steps = ["view"]
-
-        @carry_context
-        def outer() -> list[str]:
-            g.steps = [*g.steps, "outer"]
-            return carry_context(inner)()
-
-        def inner() -> list[str]:
-            return [*g.steps, "inner", request.path]
-
-        return {"task": in_thread(outer), "view": g.steps}
-
-    assert app.test_client().get("/").get_json() == {
-        "task": ["view", "outer", "inner", "/"],
-        "view": ["view"],
-    }
-
-
-SIGNALS = ["appcontext_pushed", "request_tearing_down"]
-SIGNALS += ["appcontext_tearing_down", "appcontext_popped"]
+        seen = in_thread(carry_context(outer))
+        assert (seen, g.steps) == (["view", "outer", "inner", "/"], ["view"])
 
 
 def test_no_signal_and_no_teardown_function_of_a_task_meets_the_view(
@@ -1068,7 +953,6 @@ def test_no_signal_and_no_teardown_function_of_a_task_meets_the_view(
     app.teardown_request(partial(meet, "teardown_request"))
     app.teardown_appcontext(partial(meet, "teardown_appcontext"))
 
-    @app.route("/")
     def view() -> dict[str, Any]:
         session["user"] = "view's"
 
@@ -1077,11 +961,7 @@ def test_no_signal_and_no_teardown_function_of_a_task_meets_the_view(
             session["user"] = g.own = "task's"
 
         g.own = "view's, later"
-        receivers = {name: partial(meet, name) for name in SIGNALS}
-        with contextlib.ExitStack() as stack:
-            for name, receiver in receivers.items():
-                signal = getattr(flask, name)
-                stack.enter_context(signal.connected_to(receiver, app))
+        with receiving(app, meet):
             in_thread(work)
             seen = copy.deepcopy(met)
             met.clear()
@@ -1091,7 +971,7 @@ def test_no_signal_and_no_teardown_function_of_a_task_meets_the_view(
 
     full, pushed = ["task's", "/", "task's"], [None, "/", "view's"]
     merged = FLASK >= (3, 2)
-    assert app.test_client().get("/").get_json() == {
+    assert run(app, view) == {
         "appcontext_pushed": pushed if merged else [None],
         "request_tearing_down": full,
         "teardown_request": full,
@@ -1101,28 +981,24 @@ def test_no_signal_and_no_teardown_function_of_a_task_meets_the_view(
     }
 
 
+@pytest.mark.parametrize("error", [LookupError("receiver"), SystemExit(3)])
 @pytest.mark.parametrize("request_is_active", [False, True])
 def test_a_receiver_of_the_push_that_raises_leaves_nothing_behind(
-    app: Flask, tearing: Tearing, request_is_active: bool
+    app: Flask, tearing: Tearing, request_is_active: bool, error: BaseException
 ) -> None:
-    class Thing:
-        pass
-
-    error, alive = LookupError("receiver"), [weakref.ref(Thing())]
-    context = app.test_request_context if request_is_active else app.app_context
+    alive: list[weakref.ref[Thing]] = []
 
     def receive(_: Flask, **__: Any) -> None:
         g.own = Thing()
-        alive[0] = weakref.ref(g.own)
+        alive.append(weakref.ref(g.own))
         raise error
 
     def thread() -> None:
-        before = dict(contextvars.copy_context().items())
+        before = state()
         assert error_of(carried) is error
-        assert dict(contextvars.copy_context().items()) == before
-        assert not has_app_context() and not has_request_context()
+        assert state() == before
 
-    with context():
+    with app.test_request_context() if request_is_active else app.app_context():
         g.data = "view's"
         carried = carry_context(int)
         tearing.clear()
@@ -1171,18 +1047,17 @@ def test_a_request_to_a_host_that_is_not_trusted_is_carried(app: Flask) -> None:
     assert response.get_json() == {"task": "/x"}
 
 
-def test_the_url_adapter_is_a_copy_of_the_views_and_never_bound_again(
-    app: Flask,
-) -> None:
+class Adapter(MapAdapter):
+    """Is not copied in the way of Flask's own."""
+
+    def __copy__(self) -> "Adapter":
+        copied = Adapter.__new__(Adapter)
+        vars(copied).update(vars(self))
+        return copied
+
+
+def test_the_url_adapter_is_a_copy_of_the_views_and_never_bound_again() -> None:
     bound: list[object] = []
-
-    class Adapter(MapAdapter):
-        """Is not copied in the way of Flask's own."""
-
-        def __copy__(self) -> "Adapter":
-            copied = Adapter.__new__(Adapter)
-            vars(copied).update(vars(self))
-            return copied
 
     class Shop(Flask):
         def create_url_adapter(self, request: Any) -> Any:
@@ -1193,9 +1068,6 @@ def test_the_url_adapter_is_a_copy_of_the_views_and_never_bound_again(
                     adapter.__class__ = Adapter
             return adapter
 
-    shop = Shop("shop")
-
-    @shop.route("/")
     def view() -> dict[str, Any]:
         adapter = active("request").url_adapter
         adapter.script_name = "/view/"
@@ -1203,12 +1075,8 @@ def test_the_url_adapter_is_a_copy_of_the_views_and_never_bound_again(
         @carry_context
         def work() -> list[Any]:
             own = active("request").url_adapter
-            seen = [
-                url_for("view"),
-                url_for("view"),
-                own is adapter,
-                type(own).__name__,
-            ]
+            seen = [url_for("view"), url_for("view")]
+            seen += [own is adapter, type(own).__name__]
             own.script_name = "/task/"
             return [*seen, url_for("view")]
 
@@ -1218,10 +1086,8 @@ def test_the_url_adapter_is_a_copy_of_the_views_and_never_bound_again(
     for path, name in ("/", "MapAdapter"), ("/?own=1", "Adapter"):
         bound.clear()
         task = ["/view/", "/view/", False, name, "/task/"]
-        assert shop.test_client().get(path).get_json() == {
-            "seen": [task, task],
-            "view": "/later/",
-        }
+        expected = {"seen": [task, task], "view": "/later/"}
+        assert run(Shop("shop"), view, path) == expected
         assert len(bound) == 1
 
 
@@ -1234,61 +1100,52 @@ def test_a_teardown_function_that_fails_does_not_hide_the_tasks_error(
     task_error: BaseException | None,
 ) -> None:
     ended: list[str] = []
-    armed = True
-
-    @app.teardown_appcontext
-    def close(_: BaseException | None) -> None:
-        ended.append("closed")
-
-    @getattr(app, at)  # type: ignore[untyped-decorator]
-    def read_unguarded(_: BaseException | None) -> None:
-        if armed:
-            g.start
 
     def work() -> None:
+        g.armed = True
         if task_error:
             raise task_error
 
-    def thread() -> BaseException | None:
-        before = dict(contextvars.copy_context().items())
+    def read_unguarded(_: BaseException | None) -> None:
+        assert "armed" not in g or g.start
+
+    def thread() -> Any:
+        before = state()
         error = error_of(carried)
-        assert dict(contextvars.copy_context().items()) == before
-        assert not has_app_context() and not has_request_context()
+        assert state() == before
         return error
 
+    app.teardown_appcontext(lambda _: ended.append("closed"))
+    getattr(app, at)(read_unguarded)
     with app.test_request_context():
         carried = carry_context(work)
         raised = in_thread(thread)
-        armed = False
-    logged = [record.exc_info for record in caplog.records]
+        assert "closed" in ended or at == "teardown_appcontext"
     if task_error is None:
-        assert isinstance(raised, AttributeError) and not logged
+        assert isinstance(raised, AttributeError) and not caplog.records
     else:
         assert raised is task_error and raised.__context__ is None
-        ((_, error, _),) = logged  # type: ignore[misc]
-        assert isinstance(innermost(error), AttributeError)
-        assert caplog.records[0].name == app.logger.name
-    assert "closed" in ended or at == "teardown_appcontext"
+        (record,) = caplog.records
+        assert record.exc_info and record.name == app.logger.name
+        assert isinstance(innermost(record.exc_info[1]), AttributeError)
 
 
 def test_what_is_no_exception_goes_to_the_caller_from_a_teardown_function(
     app: Flask, caplog: pytest.LogCaptureFixture
 ) -> None:
     exits, error = SystemExit(3), LookupError("task")
-    armed = True
 
     @app.teardown_appcontext
     def leave(_: BaseException | None) -> None:
-        if armed:
+        if "armed" in g:
             raise exits
 
     def fail() -> None:
+        g.armed = True
         raise error
 
     with app.test_request_context():
-        carried = carry_context(fail)
-        raised = error_of(lambda: in_thread(carried))
-        armed = False
+        raised = error_of(lambda: in_thread(carry_context(fail)))
     assert raised is exits and not caplog.records
     while raised.__context__ is not None:
         raised = raised.__context__
@@ -1301,61 +1158,29 @@ def test_a_context_class_of_the_app_is_made_with_the_real_app() -> None:
     class Context(base):  # type: ignore[misc]
         def __init__(self, app: Any, *args: Any, **kwargs: Any) -> None:
             self.seen = [app.name, app.config["KEY"], app.debug, app.extra]
-            super().__init__(app, *args, **kwargs)
+            base.__init__(self, app, *args, **kwargs)
 
     class Shop(Flask):
         extra = "extra"
 
         def request_context(self, environ: Any) -> Any:
-            if FLASK >= (3, 2):
-                return Context.from_environ(self, environ)
-            return Context(self, environ)
+            make: Any = Context.from_environ if FLASK >= (3, 2) else Context
+            return make(self, environ)
 
     app = Shop("shop")
     app.config["KEY"] = "value"
-
-    @app.route("/")
-    def view() -> dict[str, Any]:
-        def work() -> Any:
-            return [*active("request").seen, active("request").app is app]
-
-        return {"task": in_thread(carry_context(work))}
-
-    seen = ["shop", "value", False, "extra", True]
-    assert app.test_client().get("/").get_json() == {"task": seen}
+    with app.test_request_context():
+        context = in_thread(carry_context(lambda: active("request")))
+    assert [*context.seen, context.app is app] == [
+        "shop",
+        "value",
+        False,
+        "extra",
+        True,
+    ]
 
 
 # 4. Who owns what in g
-
-
-class Registry:
-    """Data, though it can be closed, as it is no context manager."""
-
-    closed = 0
-
-    def close(self) -> None:
-        self.closed += 1
-
-
-class Connection(Registry):
-    """An open resource, as its class says."""
-
-    def __enter__(self) -> "Connection":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-@pytest.fixture
-def closing(app: Flask) -> None:
-    """Closes the database as Flask's tutorial does."""
-
-    @app.teardown_appcontext
-    def close_db(_: BaseException | None) -> None:
-        db = g.pop("db", None)
-        if db is not None:
-            db.close()
 
 
 class AsyncClosable:
@@ -1366,121 +1191,92 @@ class AsyncClosable:
         """Close."""
 
 
-class Traced:
-    """Wraps as instrumentations do: its class cannot be closed, or so it seems."""
-
-    __class__ = property(lambda _: Connection)  # type: ignore[assignment]
-
-    def __exit__(self, *_: object) -> None:
-        """End."""
-
-
-class Account:
-    def close(self) -> None:
-        raise AssertionError("It is data.")
-
+class Account(Registry):
     def __getattr__(self, name: str) -> Any:
         raise AssertionError(f"It was asked for {name}.")
 
 
-class Unnamed:
-    """Raises when asked for its class, as a weak reference to what is gone does."""
-
-    @property
-    def __class__(self) -> Any:
-        raise ReferenceError
+def named(get: Callable[[Any], Any], *bases: type) -> Any:
+    """An object that answers this when it is asked for its class."""
+    return type("Named", bases, {"__class__": property(get)})()
 
 
-def awake() -> Any:
-    raise AssertionError("The proxy was woken.")
+def gone(_: object) -> Any:
+    raise ReferenceError
 
 
-@pytest.fixture
-def resources() -> Iterator[dict[str, Any]]:
+def test_open_resources_stay_with_the_view(app: Flask) -> None:
     cycle: dict[str, Any] = {"client": Connection()}
     cycle["self"] = cycle
-    with contextlib.closing(sqlite3.connect(":memory:")) as db:
-        yield {
-            "db": db,
-            "file": io.BytesIO(),
-            "client": Connection(),
-            "async_client": AsyncClosable(),
-            "traced": Traced(),
-            "mock": unittest.mock.Mock(spec=Connection),
-            "sessions": {"default": Connection(), "name": "x"},
-            "cycle": cycle,
-        }
-
-
-def test_open_resources_stay_with_the_view(
-    app: Flask, resources: dict[str, Any]
-) -> None:
-    upload = FileStorage(io.BytesIO())
+    manager: Any = type("Manager", (), {"__exit__": lambda *_: None})
+    resources: dict[str, Any] = {
+        "db": sqlite3.connect(":memory:"),
+        "file": io.BytesIO(),
+        "client": Connection(),
+        "async_client": AsyncClosable(),
+        # Wraps as instrumentations do: it cannot be closed, or so it seems.
+        "traced": named(lambda _: Connection, manager),
+        "hidden": named(lambda _: object, Connection),
+        "mock": unittest.mock.Mock(spec=Connection),
+        "sessions": {"default": Connection(), "name": "x"},
+        "cycle": cycle,
+    }
     data: dict[str, Any] = {
         "user": "ada",
         "account": Account(),
-        "upload": upload,
+        "upload": FileStorage(io.BytesIO()),
         "lock": threading.Lock(),
         "path": Path(),
         "class": Connection,
         "proxy": LocalProxy(awake),
         "plain_mock": unittest.mock.Mock(),
-        "unnamed": Unnamed(),
-        "gone": weakref.proxy(Reader.__new__(Reader)),
+        "unnamed": named(gone),
+        "gone": weakref.proxy(Thing()),
         "list": [1],
         "empty": {},
         "dict": {"a": {"b": 1}, "proxy": LocalProxy(awake)},
+        "own_dict": type("Own", (dict,), {"values": awake})(),
         "none": None,
     }
-
-    def look() -> dict[str, Any]:
-        return dict(vars(g))
-
-    with app.test_request_context():
+    with app.test_request_context(), contextlib.closing(resources["db"]):
         vars(g).update({**data, **resources})
-        seen = in_thread(carry_context(look))
+        seen = in_thread(carry_context(lambda: dict(vars(g))))
         assert seen.keys() == data.keys()
         assert all(seen[name] is data[name] for name in data)
         assert vars(g).keys() == data.keys() | resources.keys()
 
 
-def get_db() -> Connection:
-    if "db" not in g:
-        g.db = Connection()
-    db: Connection = g.db
-    return db
-
-
 def test_the_get_db_of_flasks_tutorial_opens_one_for_each_task(
     app: Flask, pool: ThreadPoolExecutor, closing: None
 ) -> None:
-    @app.route("/")
-    def view() -> dict[str, Any]:
-        tasks = [*pool.map(carry_context(lambda _: get_db()), range(3))]
-        own, again = get_db(), carry_context(get_db)()
-        return {
-            "connections": len({own, again, *tasks}),
-            "closed": [db.closed for db in [*tasks, again, own]],
-        }
+    def get_db(_: object = None) -> Connection:
+        if "db" not in g:
+            g.db = Connection()
+        db: Connection = g.db
+        return db
 
-    seen = app.test_client().get("/").get_json()
-    assert seen == {"connections": 5, "closed": [1, 1, 1, 1, 0]}
+    with app.test_request_context():
+        tasks = [*pool.map(carry_context(get_db), range(3))]
+        own, again = get_db(), carry_context(get_db)()
+        assert len({own, again, *tasks}) == 5
+        assert [db.closed for db in [*tasks, again, own]] == [1, 1, 1, 1, 0]
 
 
 def test_asking_g_for_what_stayed_with_the_view_says_so(app: Flask) -> None:
     def notes(func: Callable[[], Any]) -> list[str]:
         error = error_of(lambda: in_thread(carry_context(func)))
         assert isinstance(error, AttributeError)
-        return getattr(error, "__notes__", [])
+        return [note[:24] for note in getattr(error, "__notes__", [])]
 
+    get_db = operator.attrgetter("db")
     with app.test_request_context():
-        g.db, g.data = Connection(), Account
-        expected = []
+        g.db, g.data = Connection(), Thing
+        expected: list[str] = []
         if sys.version_info >= (3, 11) and NAMES_ITS_OBJECT:
             expected = ["g.db stays with the view"]
-        assert [note[:24] for note in notes(lambda: g.db)] == expected
-        assert [note[:24] for note in notes(carry_context(lambda: g.db))] == expected
-        for other in [lambda: g.missing, lambda: Connection().db, lambda: g.data.db]:
+        assert notes(lambda: g.db) == expected
+        assert notes(carry_context(lambda: g.db)) == expected
+        for other in [lambda: g.missing, lambda: get_db(Thing()), lambda: g.data.db]:
             assert notes(other) == []
 
 
@@ -1506,32 +1302,27 @@ def test_what_stayed_with_the_view_and_is_passed_is_borrowed(
 
 @pytest.mark.parametrize("logged_in", [False, True])
 def test_what_extensions_make_again_is_not_carried(app: Flask, logged_in: bool) -> None:
-    user, babel = Reader.__new__(Reader), {"locale": "de"}
+    babel = {"locale": "de"}
     with app.test_request_context():
-        g._login_user, g._flask_babel, g._other = user, babel, 1
+        g._login_user, g._flask_babel, g._other = "ada", babel, 1
         if logged_in:
             session["_user_id"] = "1"
         names = in_thread(carry_context(lambda: [*vars(g)]))
     assert names == ["_other"] if logged_in else ["_login_user", "_other"]
     with app.app_context():
-        g._login_user = user
-        assert in_thread(carry_context(lambda: g._login_user)) is user
+        g._login_user = "ada"
+        assert in_thread(carry_context(lambda: g._login_user)) == "ada"
 
 
 def test_what_a_fresh_g_begins_with_is_there_for_teardown_functions(
     app: Flask,
 ) -> None:
-    class Globals(type(app.app_ctx_globals_class())):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.registry = ["default"]
-            self.count = 0
-
-    app.app_ctx_globals_class = Globals
+    base: Any = app.app_ctx_globals_class
     found: list[tuple[object, object]] = []
 
-    @app.teardown_appcontext
-    def read(_: BaseException | None) -> None:
-        found.append((g.registry, g.count))
+    class Globals(base):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.registry, self.count = ["default"], 0
 
     def work(change: str) -> None:
         assert (g.registry, g.count) == (["view's"], 1)
@@ -1540,6 +1331,8 @@ def test_what_a_fresh_g_begins_with_is_there_for_teardown_functions(
         elif change == "pop":
             g.pop("registry")
 
+    app.app_ctx_globals_class = Globals
+    app.teardown_appcontext(lambda _: found.append((g.registry, g.count)))
     with app.test_request_context():
         g.registry, g.count = ["view's"], 1
         carried = carry_context(work)
@@ -1573,72 +1366,47 @@ def test_a_receiver_of_the_push_may_change_what_is_carried(
     assert [values for _, values, _ in tearing[:2]] == [found, found]
 
 
-def test_what_the_task_adds_to_g_is_closed_when_it_ends(
-    app: Flask, closing: None
+class EqualRegistry(Registry):
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("make", [None, Registry, EqualRegistry])
+def test_a_tasks_end_closes_what_the_task_put_into_g_and_nothing_of_the_views(
+    app: Flask, closing: None, make: type[Registry] | None
 ) -> None:
+    def work() -> tuple[Registry, Registry]:
+        found = g.get("db")
+        g.db = own = make() if make else Connection()
+        return found, own
+
     with app.test_request_context():
-
-        def work() -> Connection:
-            g.db = connection = Connection()
-            return connection
-
+        if make:
+            g.db = registry = make()
+            assert in_thread(carry_context(lambda: g.db)) is registry
+            assert in_thread(carry_context(work))[0] is registry
+            assert (g.db is registry, registry.closed) == (True, 0)
         carried = carry_context(work)
-        assert [in_thread(carried).closed for _ in range(3)] == [1, 1, 1]
-
-
-def test_what_was_carried_is_not_closed_by_the_task(app: Flask, closing: None) -> None:
-    registry = Registry()
-
-    @app.route("/")
-    def view() -> dict[str, Any]:
-        g.db = registry
-        same = in_thread(carry_context(lambda: g.db is registry))
-        return {"same": same, "closed": g.db.closed}
-
-    assert app.test_client().get("/").get_json() == {"same": True, "closed": 0}
-    assert registry.closed == 1
-
-
-def test_what_is_equal_to_what_was_carried_is_still_the_tasks(
-    app: Flask, closing: None
-) -> None:
-    class EqualRegistry(Registry):
-        def __eq__(self, other: object) -> bool:
-            return True
-
-    @app.route("/")
-    def view() -> dict[str, Any]:
-        g.db = EqualRegistry()
-
-        def work() -> Registry:
-            g.db = own = EqualRegistry()
-            return own
-
-        closed = in_thread(carry_context(work)).closed
-        return {"task's": closed, "view's": g.db.closed}
-
-    assert app.test_client().get("/").get_json() == {"task's": 1, "view's": 0}
+        assert [in_thread(carried)[1].closed for _ in range(3)] == [1, 1, 1]
+    assert not make or registry.closed == 1
 
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_what_was_carried_is_out_of_g_before_any_teardown_function_runs(
-    app: Flask,
-    tearing: Tearing,
-    fails: bool,
+    app: Flask, tearing: Tearing, fails: bool
 ) -> None:
+    def work() -> None:
+        del g.removed
+        g.replaced, g.added = "new", "added"
+        if fails:
+            raise LookupError
+
     with app.test_request_context():
         g.db, g.nothing, g.removed, g.replaced = "db", None, "removed", "old"
-
-        @carry_context
-        def work() -> None:
-            del g.removed
-            g.replaced = "new"
-            g.added = "added"
-            if fails:
-                raise LookupError
-
-        with contextlib.suppress(LookupError):
-            in_thread(work)
+        error = error_of(lambda: in_thread(carry_context(work)))
+        assert isinstance(error, LookupError) == fails
         found = {"replaced": "new", "added": "added"}
         assert [values for _, values, _ in tearing] == [found, found]
 
@@ -1688,7 +1456,7 @@ def post(app: Flask, pool: ThreadPoolExecutor) -> Post:
             tasks.append(pool.submit(late))
             return after()
 
-        arguments: dict[str, Any] = {"method": "POST"} | sent
+        arguments = {"method": "POST", **copy.deepcopy(sent)}
         response = app.test_client().open("/", **arguments)
         answered.set()
         return response.data, tasks[0].exception(TIMEOUT) or tasks[0].result(0)
@@ -1717,47 +1485,38 @@ def post(app: Flask, pool: ThreadPoolExecutor) -> Post:
 def test_what_the_view_has_read_can_be_read_after_the_response(
     post: Post, before: Read, body: dict[str, Any], task: Read, expected: Any
 ) -> None:
-    assert post(before, task, **copy.deepcopy(body)) == (b"", expected)
+    assert post(before, task, **body) == (b"", expected)
 
 
-@pytest.mark.parametrize("content", [JSON, FORM, UPLOAD, CHUNKED])
+ANY = [
+    lambda: request.get_data(),
+    lambda: request.data,
+    lambda: request.get_json(force=True, silent=True),
+    lambda: request.stream.read(),
+    lambda: request.stream.read(1),
+    lambda: next(request.stream),
+    lambda: request.stream.readline(),
+    lambda: io.TextIOWrapper(request.stream).read(),
+    lambda: request.environ["wsgi.input"].read(),
+]
+PARSED = [lambda: request.form, lambda: request.values, lambda: request.files]
+
+
 @pytest.mark.parametrize("terminated", [False, True])
 @pytest.mark.parametrize(
-    "task",
-    [
-        lambda: request.get_data(),
-        lambda: request.data,
-        lambda: request.get_json(force=True, silent=True),
-        lambda: request.stream.read(),
-        lambda: request.stream.read(1),
-        lambda: next(request.stream),
-        lambda: request.stream.readline(),
-        lambda: io.TextIOWrapper(request.stream).read(),
-        lambda: request.environ["wsgi.input"].read(),
-    ],
+    ("content", "task"),
+    [(content, task) for content in (JSON, CHUNKED) for task in ANY]
+    + [(content, task) for content in (FORM, UPLOAD) for task in ANY + PARSED],
 )
 def test_what_the_view_has_not_read_stays_the_servers(
     post: Post, content: dict[str, Any], terminated: bool, task: Read
 ) -> None:
-    content = copy.deepcopy(content)
-    content["environ_overrides"] = {"wsgi.input_terminated": terminated}
-    if content.get("input_stream"):
-        content["environ_overrides"]["CONTENT_LENGTH"] = ""
-    _, error = post(lambda: None, task, **content)
+    overrides: dict[str, Any] = {"wsgi.input_terminated": terminated}
+    if content is CHUNKED:
+        overrides["CONTENT_LENGTH"] = ""
+    _, error = post(lambda: None, task, environ_overrides=overrides, **content)
     assert isinstance(error, RuntimeError)
     assert "carry_context" in str(error) and "in the view first" in str(error)
-
-
-@pytest.mark.parametrize(
-    ("content", "attribute"),
-    [(FORM, "form"), (FORM, "values"), (UPLOAD, "form"), (UPLOAD, "files")],
-)
-def test_a_form_that_the_view_has_not_read_stays_the_servers(
-    post: Post, content: dict[str, Any], attribute: str
-) -> None:
-    read = operator.attrgetter(attribute)
-    _, error = post(lambda: None, lambda: read(request), **copy.deepcopy(content))
-    assert isinstance(error, RuntimeError) and "carry_context" in str(error)
 
 
 @pytest.mark.parametrize(
@@ -1767,17 +1526,14 @@ def test_a_form_that_the_view_has_not_read_stays_the_servers(
     "after", [lambda: request.get_data(), lambda: request.stream.read()]
 )
 def test_the_view_reads_after_the_task_has_tried_to(
-    app: Flask, pool: ThreadPoolExecutor, touch: Read, after: Read
+    app: Flask, touch: Read, after: Read
 ) -> None:
-    @app.route("/", methods=["POST"])
-    def view() -> Any:
+    with app.test_request_context(method="POST", **JSON):
         touch()
-        for read in [request.get_data, lambda: request.stream.read()]:
-            error = pool.submit(carry_context(lambda: request.data)).exception(TIMEOUT)
-            assert isinstance(error, RuntimeError), read
-        return after()
-
-    assert app.test_client().post("/", **JSON).data == b'{"a": "1"}'
+        for read in [lambda: request.data, lambda: request.stream.read()]:
+            error = error_of(lambda read=read: in_thread(carry_context(read)))
+            assert isinstance(error, RuntimeError)
+        assert after() == JSON["data"]
 
 
 @pytest.mark.parametrize("terminated", [False, True])
@@ -1799,60 +1555,46 @@ def test_a_request_without_a_body_has_none_in_the_task(
         def read(self, size: int | None = -1, /) -> bytes:
             raise AssertionError("The task read from the server.")
 
-    def read() -> dict[str, Any]:
-        return {
-            "form": dict(request.form),
-            "files": dict(request.files),
-            "values": dict(request.values),
-            "data": request.data,
-            "json": request.get_json(force=True, silent=True),
-            "stream": request.stream.read(),
-            "input": request.environ["wsgi.input"].read(),
-        }
+    def read() -> list[Any]:
+        parsed = [dict(request.form), dict(request.files), dict(request.values)]
+        json = request.get_json(force=True, silent=True)
+        body = [request.stream.read(), request.environ["wsgi.input"].read()]
+        return [*parsed, json, request.data, *body]
 
     socket = {"wsgi.input": Socket(), "wsgi.input_terminated": terminated}
     _, seen = post(lambda: None, read, environ_overrides=socket, **sent)
-    nothing: dict[str, Any] = {"form": {}, "files": {}, "values": {}, "json": None}
-    assert seen == nothing | {"data": b"", "stream": b"", "input": b""}
+    assert seen == [{}, {}, {}, None, b"", b"", b""]
 
 
 def test_a_body_that_was_read_in_part_stays_the_servers(post: Post) -> None:
-    data, error = post(
-        lambda: request.stream.read(3),
-        lambda: request.stream.read(),
-        after=lambda: request.stream.read(),
-        **JSON,
-    )
+    def rest() -> bytes:
+        return request.stream.read()
+
+    data, error = post(lambda: request.stream.read(3), rest, rest, **JSON)
     assert data == JSON["data"][3:] and isinstance(error, RuntimeError)
     assert "had not read" not in str(error) and "all of it in the view" in str(error)
 
 
 def test_a_task_that_closes_its_empty_body_closes_no_other_tasks(app: Flask) -> None:
+    def read() -> bytes:
+        with request.stream as stream:
+            return stream.read()
+
     with app.test_request_context():
-
-        @carry_context
-        def read() -> bytes:
-            with request.stream as stream:
-                return stream.read()
-
-        assert read() == read() == b""
+        carried = carry_context(read)
+        assert carried() == carried() == b""
 
 
 def test_the_uploads_of_the_view_stay_open(app: Flask) -> None:
-    @app.route("/", methods=["POST"])
-    def view() -> bytes:
+    def work() -> str | None:
+        with request:
+            return request.files["file"].filename
+
+    with app.test_request_context(method="POST", **copy.deepcopy(UPLOAD)):
         files = request.files
-
-        @carry_context
-        def work() -> str | None:
-            with request:
-                return request.files["file"].filename
-
-        assert in_thread(work) == work() == "a.txt"
-        content: bytes = files["file"].read()
-        return content
-
-    assert app.test_client().post("/", **copy.deepcopy(UPLOAD)).data == b"content"
+        carried = carry_context(work)
+        assert in_thread(carried) == carried() == "a.txt"
+        assert files["file"].read() == b"content"
 
 
 # 6. Coroutine functions
@@ -1879,14 +1621,23 @@ MARKED = [mark(lambda: look())] if mark else []
 @pytest.mark.parametrize(
     "func", [look, partial(look), Async(), Async().method, partial(Async()), *MARKED]
 )
-def test_a_coroutine_function_stays_one(
-    app: Flask, func: Callable[[], Coroutine[Any, Any, Any]]
+def test_a_coroutine_function_stays_one_and_runs_on_any_loop(
+    app: Flask, pool: ThreadPoolExecutor, func: Callable[[], Coroutine[Any, Any, Any]]
 ) -> None:
+    loop = asyncio.new_event_loop()
+    elsewhere = pool.submit(loop.run_forever)
     with app.test_request_context("/x"):
         g.user = "ada"
         carried = carry_context(func)
+        future = asyncio.run_coroutine_threadsafe(carried(), loop)
+        assert future.result(TIMEOUT) == ("/x", "ada", "none")
+        ran = pool.submit(carry_context(asyncio.run), func())
+        assert ran.result(TIMEOUT) == ("/x", "ada", "none")
     assert inspect.iscoroutinefunction(carried)
     assert asyncio.run(carried()) == ("/x", "ada", "none")
+    loop.call_soon_threadsafe(loop.stop)
+    elsewhere.result(TIMEOUT)
+    loop.close()
 
 
 def test_a_class_whose_objects_are_async_is_called_like_any_class(app: Flask) -> None:
@@ -1897,59 +1648,26 @@ def test_a_class_whose_objects_are_async_is_called_like_any_class(app: Flask) ->
 
 
 def test_gathered_calls_run_each_step_in_a_context_of_their_own(app: Flask) -> None:
+    async def work(number: int) -> list[tuple[Any, ...]]:
+        seen: list[tuple[Any, ...]] = []
+        for _ in range(3):
+            await asyncio.sleep(0)
+            g.n, session["n"] = g.n + number, session["n"] + number
+            TENANT.set(TENANT.get() + str(number))
+            seen.append((g.n, session["n"], TENANT.get()))
+        return seen
+
+    async def main() -> tuple[Any, ...]:
+        seen = await asyncio.gather(*map(carry_context(work), (1, 2)))
+        return *seen, TENANT.get(), g.n
+
     with app.test_request_context():
         session["n"] = g.n = 0
-
-        @carry_context
-        async def work(number: int) -> list[tuple[Any, ...]]:
-            seen: list[tuple[Any, ...]] = []
-            for _ in range(3):
-                await asyncio.sleep(0)
-                g.n, session["n"] = g.n + number, session["n"] + number
-                TENANT.set(TENANT.get() + str(number))
-                seen.append((g.n, session["n"], TENANT.get()))
-            return seen
-
-        async def main() -> tuple[Any, ...]:
-            return await asyncio.gather(*map(work, (1, 2))), TENANT.get(), g.n
-
         assert asyncio.run(main()) == (
-            [
-                [(1, 1, "none1"), (2, 2, "none11"), (3, 3, "none111")],
-                [(2, 2, "none2"), (4, 4, "none22"), (6, 6, "none222")],
-            ],
-            "none",
-            0,
+            [(1, 1, "none1"), (2, 2, "none11"), (3, 3, "none111")],
+            [(2, 2, "none2"), (4, 4, "none22"), (6, 6, "none222")],
+            *("none", 0),
         )
-
-
-def test_a_coroutine_runs_on_a_loop_in_another_thread(app: Flask) -> None:
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-
-    @app.route("/")
-    def view() -> dict[str, Any]:
-        g.user = "ada"
-        TENANT.set("acme")
-        coroutine = carry_context(look)()
-        future = asyncio.run_coroutine_threadsafe(coroutine, loop)
-        return {"seen": future.result(TIMEOUT)}
-
-    seen = app.test_client().get("/").get_json()["seen"]
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join(TIMEOUT)
-    loop.close()
-    assert seen == ["/", "ada", "acme"]
-
-
-def test_a_pool_runs_a_coroutine_with_carried_asyncio_run(
-    app: Flask, pool: ThreadPoolExecutor
-) -> None:
-    with app.test_request_context("/x"):
-        g.user = "ada"
-        future = pool.submit(carry_context(asyncio.run), look())
-    assert future.result(TIMEOUT) == ("/x", "ada", "none")
 
 
 def test_cancelling_reaches_the_body_and_the_teardown_functions(
@@ -1966,9 +1684,7 @@ def test_cancelling_reaches_the_body_and_the_teardown_functions(
             seen.append(request.path)
             raise
 
-    async def main(
-        carried: Callable[[asyncio.Event], Coroutine[Any, Any, None]],
-    ) -> None:
+    async def main() -> None:
         started = asyncio.Event()
         task = asyncio.ensure_future(carried(started))
         await started.wait()
@@ -1980,7 +1696,7 @@ def test_cancelling_reaches_the_body_and_the_teardown_functions(
     with app.test_request_context("/x"):
         carried = carry_context(work)
     tearing.clear()
-    asyncio.run(main(carried))
+    asyncio.run(main())
     assert seen == ["/x"]
     assert [type(error) for _, _, error in tearing] == [asyncio.CancelledError] * 2
 
@@ -2007,18 +1723,15 @@ def test_the_awaiting_code_catches_the_same_exception(
         await asyncio.sleep(0)
         raise error
 
+    async def main() -> None:
+        with pytest.raises(type(error)) as raised:
+            await carried()
+        assert raised.value is error
+
     with app.test_request_context():
         carried = carry_context(work)
     tearing.clear()
-
-    async def main() -> BaseException | None:
-        try:
-            await carried()
-        except BaseException as caught:
-            return caught
-        return None
-
-    assert asyncio.run(main()) is error
+    asyncio.run(main())
     assert [error for _, _, error in tearing] == [error, error]
 
 
@@ -2027,15 +1740,15 @@ def step(value: str) -> Generator[str, str, str]:
     return (yield value)
 
 
+async def steps() -> str:
+    return await step(request.path) + await step("second")
+
+
 def test_whatever_drives_the_coroutine_is_as_good_as_asyncio(
     app: Flask, tearing: Tearing
 ) -> None:
-    async def work() -> str:
-        return await step(request.path) + await step("second")
-
     with app.test_request_context("/x"):
-        coroutine = carry_context(work)()
-        closed = carry_context(work)()
+        coroutine, closed = carry_context(steps)(), carry_context(steps)()
     tearing.clear()
     assert coroutine.send(None) == "/x"
     assert coroutine.send("a") == "second"
@@ -2047,19 +1760,9 @@ def test_whatever_drives_the_coroutine_is_as_good_as_asyncio(
     assert [type(error) for _, _, error in tearing[2:]] == [GeneratorExit] * 2
 
 
-async def step_forever() -> None:
-    while True:
-        await step("value")
-
-
 def undecorated(func: Callable[..., Any]) -> Callable[..., Any]:
     """A decorator that is not async, as most are."""
-
-    @functools.wraps(func)
-    def wrapper(*args: Any) -> Any:
-        return func(*args)
-
-    return wrapper
+    return functools.wraps(func)(lambda *args: func(*args))
 
 
 @pytest.mark.parametrize("func", [undecorated(look), lambda: look()])
@@ -2074,29 +1777,17 @@ def test_a_function_that_returns_a_coroutine_is_refused_in_the_call(
 
 
 def test_other_results_that_can_be_awaited_are_returned_as_they_are(app: Flask) -> None:
-    started: Any = step_forever()
-    started.send(None)
-
-    def generate() -> Iterator[int]:
-        yield 1
-
-    with app.test_request_context():
-        for result in (
-            started,
-            generate(),
-            Future(),
-            LocalProxy(awake),
-            Async().__call__,
-        ):
-            assert carry_context(lambda result=result: result)() is result
-    started.close()
-
     async def main() -> None:
-        future = asyncio.get_running_loop().create_future()
+        started: Any = steps()
+        later = asyncio.get_running_loop().create_future()
         task = asyncio.ensure_future(asyncio.sleep(0))
+        results: list[Any] = [started, later, task, Future(), LocalProxy(awake)]
+        results += [(number for number in "12"), Async().__call__]
         with app.test_request_context():
-            for result in future, task:
-                assert carry_context(lambda result=result: result)() is result
+            started.send(None)
+            for result in results:
+                assert carry_context([result].pop)() is result
+        started.close()
         await task
 
     asyncio.run(main())
@@ -2137,16 +1828,47 @@ class Work:
 
 job = {}
 """
+PUSHED = """
+import flask, ctxcarry
+with flask.Flask('x').test_request_context():
+    ctxcarry.carry_context(print)
+"""
+SERVED = """
+import threading
+from flask import Flask, request
+from ctxcarry import carry_context
+
+app = Flask(__name__)
+
+@app.route("/")
+def view():
+    seen = []
+    thread = threading.Thread(target=carry_context(lambda: seen.append(request.path)))
+    thread.start()
+    thread.join()
+    return seen[0]
+
+answers = []
+
+def ask():
+    answers.append(app.test_client().get("/").data)
+
+ask()
+thread = threading.Thread(target=ask)
+thread.start()
+thread.join()
+"""
+
+Import = Callable[[str], types.ModuleType]
 
 
 @pytest.fixture
-def lazy_import(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[[str], types.ModuleType]]:
+def lazy_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Import]:
     """Import a module of the given text."""
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
 
     def lazy_import(text: str) -> types.ModuleType:
+        sys.modules.pop("lazy_jobs", None)
         (tmp_path / "lazy_jobs.py").write_text(text)
         importlib.invalidate_caches()
         return importlib.import_module("lazy_jobs")
@@ -2169,95 +1891,47 @@ def lazy_import(
     ],
 )
 def test_a_module_that_a_request_imports_cannot_carry_that_request(
-    app: Flask, lazy_import: Callable[[str], types.ModuleType], given: str
+    app: Flask, lazy_import: Import, given: str
 ) -> None:
-    @app.route("/")
-    def view() -> str:
-        with pytest.raises(RuntimeError, match="imports.*'lazy_jobs'.*inside the view"):
-            lazy_import(MODULE.format(given))
-        return "refused"
+    def view() -> dict[str, str]:
+        return {"error": str(error_of(lambda: lazy_import(MODULE.format(given))))}
 
-    assert app.test_client().get("/").data == b"refused"
+    refused = "import.*'lazy_jobs'.*inside the view"
+    assert re.search(refused, run(app, view)["error"])
 
 
-def test_a_module_may_carry_an_app_context_at_import(
-    app: Flask, lazy_import: Callable[[str], types.ModuleType]
+def test_a_request_pushed_at_the_top_level_of_a_module_is_not_carried(
+    lazy_import: Import,
+) -> None:
+    with pytest.raises(RuntimeError, match="imports.*'lazy_jobs'"):
+        lazy_import(PUSHED)
+
+
+def test_a_module_may_carry_an_app_context_at_import_and_be_carried_later(
+    app: Flask, lazy_import: Import
 ) -> None:
     with app.app_context():
         job = "carry_context(lambda: __import__('flask').current_app.name)"
         module = lazy_import(MODULE.format(job))
     assert in_thread(module.job) == "shop"
-
-
-def test_an_imported_module_may_be_carried_by_a_request(
-    app: Flask, lazy_import: Callable[[str], types.ModuleType]
-) -> None:
-    with app.app_context():
-        module = lazy_import(MODULE.format("work"))
     with app.test_request_context():
         assert in_thread(carry_context(module.work)) is None
 
 
-SERVED = """
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from flask import Flask, request
-from ctxcarry import carry_context
-
-app = Flask(__name__)
-
-@app.route("/")
-def view():
-    @carry_context
-    def work():
-        return request.path
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(work).result()
-
-answers = [app.test_client().get("/").data]
-thread = threading.Thread(target=lambda: answers.append(app.test_client().get("/").data))
-thread.start()
-thread.join()
-"""
-
-
 def test_an_app_may_serve_while_its_module_is_being_imported(
-    app: Flask, lazy_import: Callable[..., types.ModuleType]
+    app: Flask, lazy_import: Import
 ) -> None:
+    def view() -> dict[str, str]:
+        return {"answers": str(lazy_import(SERVED).answers)}
+
     assert lazy_import(SERVED).answers == [b"/", b"/"]
-
-    @app.route("/")
-    def view() -> str:
-        return str(lazy_import(SERVED).answers)
-
-    sys.modules.pop("lazy_jobs")
-    assert app.test_client().get("/").data == b"[b'/', b'/']"
+    assert run(app, view) == {"answers": "[b'/', b'/']"}
 
 
-def test_a_request_pushed_at_the_top_level_of_a_module_is_not_carried(
-    lazy_import: Callable[..., types.ModuleType],
-) -> None:
-    with pytest.raises(RuntimeError, match="imports.*'lazy_jobs'"):
-        lazy_import(
-            "import flask, ctxcarry\n"
-            "with flask.Flask('x').test_request_context():\n"
-            "    ctxcarry.carry_context(print)\n"
-        )
-
-
-@pytest.mark.parametrize(
-    ("given", "name"),
-    [
-        (3, "int"),
-        (classmethod(len), "classmethod"),
-        (threading.Thread(target=len), "Thread"),
-    ],
-)
-def test_what_cannot_be_called_is_told_what_it_is(
-    app: Flask, given: Any, name: str
-) -> None:
-    refused = pytest.raises(TypeError, match=f"not {name!r}.*not its result")
-    with app.app_context(), refused:
+@pytest.mark.parametrize("given", [3, classmethod(in_thread), threading.Thread()])
+def test_what_cannot_be_called_is_told_what_it_is(app: Flask, given: Any) -> None:
+    refused = f"not {type(given).__name__!r}.*not its result"
+    with app.app_context(), pytest.raises(TypeError, match=refused):
         carry_context(given)
 
 
@@ -2272,82 +1946,60 @@ async def async_generator() -> AsyncIterator[int]:
     yield 1
 
 
-@pytest.mark.parametrize(
-    "func",
-    [
-        Generators().method,
-        Generators(),
-        partial(Generators()),
-        async_generator,
-        partial(async_generator),
-    ],
-)
-def test_a_generator_function_is_refused(app: Flask, func: Callable[[], Any]) -> None:
+@pytest.mark.parametrize("func", [Generators().method, Generators(), async_generator])
+@pytest.mark.parametrize("wrap", [lambda func: func, partial])
+def test_a_generator_function_is_refused(app: Flask, func: Any, wrap: Any) -> None:
     refused = pytest.raises(TypeError, match="generator function.*Wrap the function")
     with app.app_context(), refused:
-        carry_context(func)
+        carry_context(wrap(func))
 
 
-@pytest.mark.parametrize("func", [look, Reader, Reader.method, len, partial(look)])
-def test_the_result_cannot_be_pickled(app: Flask, func: Callable[..., Any]) -> None:
+def test_the_result_cannot_be_pickled_nor_sent_to_a_process_pool(app: Flask) -> None:
+    functions: list[Any] = [look, Reader, Reader.method, len, partial(look)]
     with app.app_context():
-        carried = carry_context(func)
-    with pytest.raises((pickle.PicklingError, AttributeError)):
-        pickle.dumps(carried)
-
-
-def test_a_process_pool_refuses_the_result(app: Flask) -> None:
-    with app.app_context():
-        carried = carry_context(Reader.method)
+        carried = [*map(carry_context, functions)]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as processes:
-        error = processes.submit(carried, Reader.__new__(Reader)).exception(TIMEOUT)
-    assert isinstance(error, (pickle.PicklingError, AttributeError))
+        errors = [processes.submit(carried[2]).exception(TIMEOUT)]
+    errors += [error_of(partial(pickle.dumps, each)) for each in carried]
+    for error in errors:
+        assert isinstance(error, (pickle.PicklingError, AttributeError))
 
 
 # 8. Where it runs
 
 
 def test_only_documented_names_are_used() -> None:
-    tree = ast.parse(Path(ctxcarry.__file__).read_text())
-    definitions = ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef
-    defined = [node for node in tree.body if isinstance(node, definitions)]
-    own = {node.name for node in defined}
-    stored = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
-    own |= {node.id for node in stored if isinstance(node.ctx, ast.Store)}
-    used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    used |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    used |= {
-        node.value
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    text = Path(ctxcarry.__file__).read_text()
+    nodes = [*ast.walk(ast.parse(text))]
+    used = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    own = {
+        node.name for node in nodes if isinstance(node, (ast.ClassDef, ast.FunctionDef))
     }
-    private = {name for name in used if name.isidentifier() and name.startswith("_")}
-    dunder = {name for name in private if name.startswith("__")}
+    for node in nodes:
+        if isinstance(node, ast.Name):
+            (own if isinstance(node.ctx, ast.Store) else used).add(node.id)
+        elif isinstance(node, ast.Constant) and str(node.value).isidentifier():
+            used.add(str(node.value))
     stacks = {"_app_ctx_stack", "_request_ctx_stack"}  # Up to Flask 2.1.
     of_extensions = {"_flask_babel", "_login_user", "_user_id"}
-    assert private - dunder - own == stacks | of_extensions | {
-        "_get_current_object",
-        "_initializing",
-    }
-    assert "type: ignore" not in Path(ctxcarry.__file__).read_text()
+    others = {"_get_current_object", "_initializing"}
+    private = {name for name in used if re.match("_[^_]", name)}
+    assert private - own == stacks | of_extensions | others
+    assert "type: ignore" not in text
 
 
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize("is_async", [False, True])
 def test_memory_goes_without_the_garbage_collector(
-    app: Flask, fails: bool, is_async: bool
+    app: Flask, pool: ThreadPoolExecutor, fails: bool, is_async: bool
 ) -> None:
-    class Thing:
-        pass
-
     alive: list[weakref.ref[Any]] = []
 
     def work() -> None:
         g.own = Thing()
-        alive.append(weakref.ref(g.own))
-        for proxy in request, g, session:
-            alive.append(weakref.ref(proxy._get_current_object()))  # type: ignore
+        for each in g.own, *map(unproxied, (request, g, session)):
+            alive.append(weakref.ref(each))
         if fails:
             raise LookupError
 
@@ -2362,33 +2014,25 @@ def test_memory_goes_without_the_garbage_collector(
         with pytest.raises(LookupError) if fails else contextlib.nullcontext():
             await coroutine
 
-    @app.route("/")
-    def view() -> str:
+    def view() -> dict[str, Any]:
         g.thing = Thing()
         alive.append(weakref.ref(g.thing))
-        with ThreadPoolExecutor(1) as pool:
-            if is_async:
-                pool.submit(asyncio.run, main(carry_context(work_async)())).result()
-            else:
-                error = pool.submit(carry_context(work)).exception()
-                assert isinstance(error, LookupError) == fails
-        return ""
+        if is_async:
+            pool.submit(asyncio.run, main(carry_context(work_async)())).result()
+        else:
+            error = pool.submit(carry_context(work)).exception()
+            assert isinstance(error, LookupError) == fails
+        return {}
 
-    gc.collect()
-    gc.disable()
-    try:
-        app.test_client().get("/")
+    with without_gc():
+        run(app, view)
+        assert pool.submit(int).result() == 0  # The worker has let go of the task.
         assert [ref() for ref in alive] == [None] * 5
-    finally:
-        gc.enable()
 
 
 def test_an_exception_thrown_into_a_coroutine_is_in_no_cycle(app: Flask) -> None:
     class Thrown(Exception):
         pass
-
-    async def work() -> None:
-        await step("wait")
 
     def throw() -> weakref.ref[Thrown]:
         coroutine = carried()
@@ -2400,27 +2044,9 @@ def test_an_exception_thrown_into_a_coroutine_is_in_no_cycle(app: Flask) -> None
         raise AssertionError
 
     with app.test_request_context():
-        carried = carry_context(work)
-    gc.collect()
-    gc.disable()
-    try:
+        carried = carry_context(steps)
+    with without_gc():
         assert throw()() is None
-    finally:
-        gc.enable()
-
-
-class Thing:
-    """Something whose life can be watched."""
-
-
-@contextlib.contextmanager
-def without_gc() -> Iterator[None]:
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 def test_a_task_that_carries_itself_on_keeps_no_earlier_generation(
@@ -2468,9 +2094,28 @@ def test_a_wrapper_that_waits_keeps_the_snapshot_and_nothing_else(app: Flask) ->
         assert [ref() for ref in kept] == [None, None]
 
 
-def test_memory_does_not_grow_with_the_number_of_tasks() -> None:
-    app = Flask("shop")
-    app.secret_key = "secret"
+class KeepAlive(WSGIRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log(self, type: str, message: str, *args: Any) -> None:
+        """Leave the test's output to the test."""
+
+
+@contextlib.contextmanager
+def serving(app: Flask) -> Generator[int]:
+    """Serve the app from threads, and give the port."""
+    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=KeepAlive)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        thread.join(TIMEOUT)
+        server.server_close()
+
+
+def test_memory_does_not_grow_with_the_number_of_tasks(app: Flask) -> None:
     alive: weakref.WeakSet[Any] = weakref.WeakSet()
 
     @app.route("/<int:tasks>")
@@ -2492,43 +2137,28 @@ def test_memory_does_not_grow_with_the_number_of_tasks() -> None:
                 assert connection.getresponse().read() == b"0"
         return tracemalloc.get_traced_memory()[0] - before
 
-    gc.collect()
-    gc.disable()
-    tracemalloc.start()
-    try:
-        with serving(app) as port:
-            growth(port, 10_000)  # Fills caches and free lists.
-            more = growth(port, 10_000) - growth(port, 1_000)
-    finally:
-        tracemalloc.stop()
-        gc.enable()
+    with without_gc(), contextlib.ExitStack() as stack:
+        tracemalloc.start()
+        stack.callback(tracemalloc.stop)
+        port = stack.enter_context(serving(app))
+        growth(port, 10_000)  # Fills caches and free lists.
+        more = growth(port, 10_000) - growth(port, 1_000)
     smallest = sys.getsizeof(object())
     assert more < 9_000 * smallest, "An object stays of each task."
 
 
 def test_a_vendored_copy_works_under_another_name(tmp_path: Path) -> None:
-    package = tmp_path / "shop"
+    package, flask_only = tmp_path / "shop", tmp_path / "flask_only"
     package.mkdir()
     (package / "__init__.py").touch()
     shutil.copy(ctxcarry.__file__, package / "_carry.py")
+    served = SERVED.replace("ctxcarry", "shop._carry")
     (package / "app.py").write_text(
-        "import importlib.util, threading\n"
-        "from flask import Flask, request\n"
-        "from shop._carry import carry_context\n"
-        "app = Flask(__name__)\n"
-        "@app.route('/')\n"
-        "def view():\n"
-        "    seen = []\n"
-        "    look = carry_context(lambda: seen.append(request.path))\n"
-        "    thread = threading.Thread(target=look)\n"
-        "    thread.start()\n"
-        "    thread.join()\n"
-        "    return seen[0]\n"
+        f"import importlib.util\n{served}\n"
         "assert importlib.util.find_spec('ctxcarry') is None\n"
-        "assert app.test_client().get('/').data == b'/'\n"
+        "assert answers == [b'/', b'/']\n"
     )
     # Without site-packages, where this project is installed, but with Flask's own.
-    flask_only = tmp_path / "flask_only"
     flask_only.mkdir()
     for path in Path(flask.__file__).parent.parent.iterdir():
         if not path.name.startswith(("ctxcarry", "__")) and path.suffix != ".pth":
@@ -2536,6 +2166,26 @@ def test_a_vendored_copy_works_under_another_name(tmp_path: Path) -> None:
     environ = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(flask_only)])}
     command = [sys.executable, "-S", "-m", "shop.app"]
     subprocess.run(command, check=True, cwd=tmp_path, env=environ)
+
+
+def test_gevent_spawns_one_wrapper_many_times(app: Flask) -> None:
+    gevent = importlib.import_module("gevent")
+
+    def work(number: int) -> list[Any]:
+        g.seen = session["seen"] = number
+        TENANT.set(str(number))
+        gevent.sleep(0)
+        return [request.path, g.seen, session["seen"], TENANT.get()]
+
+    with app.test_request_context():
+        g.seen = session["seen"] = 0
+        carried = carry_context(work)
+        greenlets = [gevent.spawn(carried, number) for number in range(3)]
+        gevent.joinall(greenlets, timeout=TIMEOUT, raise_error=True)
+        assert [each.value for each in greenlets] == [
+            ["/", n, n, str(n)] for n in range(3)
+        ]
+        assert g.seen == session["seen"] == 0
 
 
 # What goes wrong around a task
@@ -2547,82 +2197,62 @@ def test_a_vendored_copy_works_under_another_name(tmp_path: Path) -> None:
 def test_no_exception_of_a_task_harms_the_worker(
     app: Flask, tearing: Tearing, error: BaseException
 ) -> None:
+    def fail() -> None:
+        raise error
+
     with ThreadPoolExecutor(1) as worker, app.test_request_context("/x"):
-        before = worker.submit(contextvars.copy_context).result(TIMEOUT)
-
-        def fail() -> None:
-            raise error
-
+        before = worker.submit(state).result(TIMEOUT)
         future = worker.submit(carry_context(fail))
         assert future.exception(TIMEOUT) is error
         assert [error for _, _, error in tearing] == [error, error]
-        after = worker.submit(contextvars.copy_context).result(TIMEOUT)
-        assert dict(before.items()) == dict(after.items())
+        assert worker.submit(state).result(TIMEOUT) == before
         assert worker.submit(carry_context(lambda: request.path)).result() == "/x"
 
 
-def test_an_executor_that_is_shut_down_refuses_and_the_view_goes_on(
+def test_tasks_refused_or_cancelled_before_they_start_hold_nothing_open(
     app: Flask, closing: None
 ) -> None:
-    executor = ThreadPoolExecutor(1)
-    executor.shutdown()
-    connection = Connection()
+    release, connection = threading.Event(), Connection()
 
-    @app.route("/")
-    def view() -> str:
+    def view() -> dict[str, Any]:
         g.db = connection
+        future = worker.submit(carry_context(lambda: g.db))
         with pytest.raises(RuntimeError, match="shutdown"):
-            executor.submit(carry_context(lambda: None))
-        return str(g.db.closed)
+            closed.submit(carry_context(lambda: g.db))
+        return {"cancelled": future.cancel(), "closed": connection.closed}
 
-    assert app.test_client().get("/").data == b"0"
-    assert connection.closed == 1
-
-
-def test_tasks_cancelled_before_they_start_hold_nothing_open(
-    app: Flask, closing: None
-) -> None:
-    release = threading.Event()
-    connection = Connection()
-    with ThreadPoolExecutor(1) as worker:
+    with ThreadPoolExecutor(1) as closed, ThreadPoolExecutor(1) as worker:
+        closed.shutdown()
         worker.submit(release.wait, TIMEOUT)
-
-        @app.route("/")
-        def view() -> str:
-            g.db = connection
-            future = worker.submit(carry_context(lambda: g.db))
-            return str(future.cancel())
-
-        assert app.test_client().get("/").data == b"True"
+        assert run(app, view) == {"cancelled": True, "closed": 0}
+        assert connection.closed == 1
         release.set()
-    assert connection.closed == 1
 
 
-def test_a_client_that_hangs_up_harms_no_task() -> None:
-    app = Flask("hang-up")
+def test_a_client_that_hangs_up_harms_no_task(
+    app: Flask, pool: ThreadPoolExecutor
+) -> None:
     hung_up = threading.Event()
     started: queue.Queue[Future[tuple[str, str]]] = queue.Queue()
 
-    with ThreadPoolExecutor(2) as pool:
-
-        @app.route("/<name>")
-        def view(name: str) -> str:
-            @carry_context
-            def work() -> tuple[str, str]:
-                assert hung_up.wait(TIMEOUT)
-                return request.path, request.headers["Id"]
-
-            started.put(pool.submit(work))
+    @app.route("/<name>")
+    def view(name: str) -> str:
+        @carry_context
+        def work() -> tuple[str, str]:
             assert hung_up.wait(TIMEOUT)
-            return "for nobody" * 100_000
+            return request.path, request.headers["Id"]
 
-        with serving(app) as port:
-            client = socket.create_connection(("127.0.0.1", port), TIMEOUT)
-            client.sendall(b"GET /x HTTP/1.1\r\nHost: a\r\nId: 17\r\n\r\n")
-            future = started.get(timeout=TIMEOUT)
-            client.close()
-            hung_up.set()
-            assert future.result(TIMEOUT) == ("/x", "17")
+        started.put(pool.submit(work))
+        assert hung_up.wait(TIMEOUT)
+        return "for nobody" * 100_000
+
+    with serving(app) as port:
+        client = socket.create_connection(("127.0.0.1", port), TIMEOUT)
+        client.sendall(b"GET /x HTTP/1.1\r\nHost: a\r\nId: 17\r\n\r\n")
+        future = started.get(timeout=TIMEOUT)
+        client.close()
+        hung_up.set()
+        assert future.result(TIMEOUT) == ("/x", "17")
 
 
 # Any order of writing, wrapping, calling and ending, against a model of plain values
@@ -2987,27 +2617,6 @@ def check_under_load(port: int, clients: int, requests: int) -> None:
     }
 
 
-class KeepAlive(WSGIRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log(self, type: str, message: str, *args: Any) -> None:
-        """Leave the test's output to the test."""
-
-
-@contextlib.contextmanager
-def serving(app: Flask) -> Generator[int]:
-    """Serve the app from threads, and give the port."""
-    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=KeepAlive)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield server.server_port
-    finally:
-        server.shutdown()
-        thread.join(TIMEOUT)
-        server.server_close()
-
-
 def test_under_load_no_task_sees_another_request_and_every_resource_is_closed() -> None:
     with serving(load_app()) as port:
         check_under_load(port, clients=6, requests=20)
@@ -3035,25 +2644,3 @@ def test_under_load_behind_a_server_of_production(server: str) -> None:
             assert run.wait(TIMEOUT) == 0
         finally:
             run.kill()
-
-
-def test_gevent_spawns_one_wrapper_many_times(app: Flask) -> None:
-    gevent = importlib.import_module("gevent")
-
-    @app.route("/")
-    def view() -> dict[str, Any]:
-        g.seen = session["seen"] = 0
-
-        @carry_context
-        def work(number: int) -> list[Any]:
-            g.seen = session["seen"] = number
-            TENANT.set(str(number))
-            gevent.sleep(0)
-            return [request.path, g.seen, session["seen"], TENANT.get()]
-
-        greenlets = [gevent.spawn(work, number) for number in range(3)]
-        gevent.joinall(greenlets, timeout=TIMEOUT, raise_error=True)
-        return {"seen": [greenlet.value for greenlet in greenlets], "view": g.seen}
-
-    seen = [["/", number, number, str(number)] for number in range(3)]
-    assert app.test_client().get("/").get_json() == {"seen": seen, "view": 0}
