@@ -1974,6 +1974,7 @@ def test_a_wrapper_that_waits_keeps_the_snapshot_and_nothing_else(app: Flask) ->
             carried = carry_context(lambda: g.thing)
             g.later = Thing()
             gone = refs(request, g, session, active("app"), active("request"), g.later)
+            gone += refs(request.stream, request.environ["wsgi.input"])
         assert [ref() for ref in gone] == [None] * len(gone)
         assert carried() is kept[0]() and kept[1]() is not None
         del carried
