@@ -401,6 +401,12 @@ def test_a_timer_may_fire_after_the_server_has_cleared_its_environ(app: Flask) -
     assert seen.result(TIMEOUT) == ["/x", "ada", "connection", *"213", None]
 
 
+def test_the_environ_of_the_task_does_not_lead_to_the_views_request(app: Flask) -> None:
+    with app.test_request_context():
+        carried = carry_context(lambda: request.environ.get("werkzeug.request"))
+        assert in_thread(carried) is None
+
+
 def test_a_host_that_a_hook_set_is_carried(app: Flask) -> None:
     def look() -> str:
         host = request.host
