@@ -1251,7 +1251,7 @@ def test_what_extensions_make_again_is_not_carried(app: Flask, logged_in: bool) 
         if logged_in:
             session["_user_id"] = "1"
         names = in_thread(carry_context(lambda: [*vars(g)]))
-    assert names == ["_other"] if logged_in else ["_login_user", "_other"]
+    assert names == (["_other"] if logged_in else ["_login_user", "_other"])
     with app.app_context():
         g._login_user = "ada"
         assert in_thread(carry_context(lambda: g._login_user)) == "ada"
