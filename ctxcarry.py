@@ -56,10 +56,11 @@ def carry_context(func: Callable[P, R], /) -> Callable[P, R]:
 
     Each call, also many at once (pallets/flask#5252), has its own copies of request,
     session, ``g`` (pallets/flask#3306) and context variables, as of now, and writes
-    nothing back. What the view has read of the request body is there, too.
-    In ``g``, data is carried. An open resource, which has ``close()`` and is a context
-    manager (a connection, an ORM's session, a file), stays with the view: open one in
-    the call, for teardown functions to close, or share the view's as an argument.
+    nothing back. A mutable value is shared, but for lists and dicts in the session:
+    replace it, do not change it. Of the request body, what the view has read is there.
+
+    Data in ``g`` is carried. An open resource, which has ``close()`` and is a context
+    manager, stays with the view: open one in the call, or pass the view's to it.
 
     :param func: any callable but a generator function. A coroutine function stays one.
     :return: a callable with the same parameters and result. It cannot be pickled.
@@ -126,9 +127,8 @@ class _Snapshot:  # What is active now. All calls share it, and none changes it.
         self.decimals: list[Any] = []
         for variable, value in contextvars.copy_context().items():
             if issubclass(_type(value), decimal.Context):
-                value = value.copy()  # It is changed in place.
-                self.decimals.append((variable, value))
-            if not issubclass(_type(value), _CONTEXTS):  # They hold the view's.
+                self.decimals.append((variable, value.copy()))  # Changed in place.
+            elif not issubclass(_type(value), _CONTEXTS):  # They hold the view's.
                 self.variables.run(variable.set, value)
         for stack in _stacks:
             self.variables.run(release_local, stack)
@@ -174,17 +174,17 @@ class _Context:  # The context of one call, pushed on entry and popped on exit.
         if snapshot.request is not None:
             request, body = _detach(snapshot.request), snapshot.body()
             request.environ["wsgi.input"] = body
-            # A pop would close the view's uploads, and a push match the URL again.
+            # A pop would close the view's uploads.
             request.__dict__.update(stream=body, close=contextlib.nullcontext)
             given = {"request": request, "session": _copy_session(snapshot.session)}
             if not snapshot.merged:
                 given["environ"] = request.environ
             # For speed, this stands in for the app, of which a context binds the URLs.
-            self.create_url_adapter = request.close
+            self.create_url_adapter = contextlib.nullcontext
             app = self if snapshot.context_class in _CONTEXTS else snapshot.app
             context = snapshot.context_class(app, **given)
-            context.app, context.match_request = snapshot.app, request.close
-            context.url_adapter = _copy(snapshot.url_adapter)
+            context.app, context.url_adapter = snapshot.app, _copy(snapshot.url_adapter)
+            context.match_request = contextlib.nullcontext  # A push would match again.
             contexts.append(context)
         self.g, self.borrowed = contexts[0].g, carried
         values = getattr(self.g, "__dict__", {})

@@ -737,6 +737,32 @@ def test_a_decimal_context_is_copied_for_each_call(app: Flask) -> None:
         assert [decimal.getcontext().prec, own.get().prec] == [22, 22]
 
 
+def test_a_session_that_loads_itself_when_it_is_read_is_loaded_once(app: Flask) -> None:
+    loads: list[str] = []
+
+    class Lazy(dict[str, Any], SessionMixin):
+        def __contains__(self, key: object) -> bool:
+            if not self:
+                loads.append("load")
+                self["user"] = "ada"
+            return super().__contains__(key)
+
+    class Interface(SessionInterface):
+        def open_session(self, app: Flask, request: Request) -> Any:
+            return Lazy()
+
+        def save_session(self, app: Flask, session: Any, response: Any) -> None:
+            """Keep nothing."""
+
+    def view() -> dict[str, Any]:
+        carried = carry_context(lambda: "user" in session)
+        return {"seen": [carried(), in_thread(carried)]}
+
+    app.session_interface = Interface()
+    assert run(app, view) == {"seen": [True, True]}
+    assert loads == ["load"]
+
+
 # 3. Each call
 
 
@@ -1121,6 +1147,33 @@ def test_a_context_class_of_the_app_is_made_with_the_real_app() -> None:
     assert context.seen == ["shop", "value", False, "extra"]
 
 
+def test_a_context_class_of_the_app_may_know_the_app_by_its_identity() -> None:
+    base: Any = type(Flask("x").test_request_context())
+    tenants: dict[Flask, str] = {}
+
+    class Context(base):  # type: ignore[misc]
+        def __init__(self, app: Flask, *args: Any, **kwargs: Any) -> None:
+            self.tenant = tenants[app]
+            base.__init__(self, app, *args, **kwargs)
+
+    class Shop(Flask):
+        def request_context(self, environ: Any) -> Any:
+            if FLASK >= (3, 2):
+                return Context.from_environ(self, environ)
+            return Context(self, environ)
+
+    def look() -> list[str]:
+        return [active("request").tenant, url_for("view", name="y")]
+
+    app = Shop("shop")
+    tenants[app] = "acme"
+    app.add_url_rule("/<name>", "view")
+    with app.test_request_context("/x"):
+        active("request").url_adapter.script_name = "/root/"
+        carried = carry_context(look)
+    assert in_thread(carried) == ["acme", "/root/y"]
+
+
 # 4. Who owns what in g
 
 
@@ -1174,6 +1227,10 @@ def test_open_resources_stay_with_the_view(app: Flask) -> None:
         "proxy": LocalProxy(awake),
         "plain_mock": unittest.mock.Mock(),
         "unnamed": named(ReferenceError),
+        "broken": named(LookupError),
+        "unhashable": type("Meta", (type,), {"__eq__": operator.is_})(
+            "Class", (), {}
+        )(),
         "gone": weakref.proxy(Thing()),
         "list": [1],
         "empty": {},
@@ -1341,6 +1398,17 @@ def test_at_a_tasks_end_what_was_carried_is_not_in_g_and_what_it_added_is(
     ((_, first, _), (_, second, _)) = tearing[:2]
     assert first == second == {"replaced": "new", "added": "added", "equal": equal}
     assert first["equal"] is second["equal"] is equal
+
+
+def test_a_g_without_attributes_is_let_be(app: Flask) -> None:
+    class Slots:
+        __slots__ = ("user",)
+
+    slots: Any = Slots
+    app.app_ctx_globals_class = slots
+    with app.test_request_context("/x"):
+        g.user = "ada"
+        assert in_thread(carry_context(lambda: request.path)) == "/x"
 
 
 # 5. The request body and uploads
@@ -1532,13 +1600,21 @@ class Async:
         return await look()
 
 
+class Bound(Async):
+    """Looks like a function to whoever asks for its __get__ alone."""
+
+    def __get__(self, instance: object, owner: object = None) -> "Bound":
+        return self
+
+
 # Python 3.12 can mark what returns a coroutine.
 mark: Any = getattr(inspect, "markcoroutinefunction", None)
 MARKED = [mark(lambda: look())] if mark else []
 
 
 @pytest.mark.parametrize(
-    "func", [look, partial(look), Async(), Async().method, partial(Async()), *MARKED]
+    "func",
+    [look, partial(look), Async(), Async().method, partial(Async()), Bound(), *MARKED],
 )
 def test_a_coroutine_function_stays_one_and_runs_on_any_loop(
     app: Flask, pool: ThreadPoolExecutor, func: Callable[[], Coroutine[Any, Any, Any]]
@@ -1731,10 +1807,16 @@ with flask.Flask('x').test_request_context():
 """
 SERVED = """
 import threading
-from flask import Flask, request
+from flask import Flask, request, stream_with_context
 from ctxcarry import carry_context
 
 app = Flask(__name__)
+
+@app.route("/stream")
+def stream():
+    def generate():
+        yield carry_context(lambda: request.path)()
+    return app.response_class(stream_with_context(generate()))
 
 @app.route("/")
 def view():
@@ -1750,6 +1832,7 @@ def ask():
     answers.append(app.test_client().get("/").data)
 
 ask()
+answers.append(app.test_client().get("/stream").data)
 thread = threading.Thread(target=ask)
 thread.start()
 thread.join()
@@ -1814,8 +1897,9 @@ def test_an_app_may_serve_while_its_module_is_being_imported(
     def view() -> dict[str, str]:
         return {"answers": str(lazy_import(SERVED).answers)}
 
-    assert lazy_import(SERVED).answers == [b"/", b"/"]
-    assert run(app, view) == {"answers": "[b'/', b'/']"}
+    answers = [b"/", b"/stream", b"/"]
+    assert lazy_import(SERVED).answers == answers
+    assert run(app, view) == {"answers": str(answers)}
 
 
 def test_what_cannot_be_called_is_told_what_it_is(app: Flask) -> None:
@@ -2008,6 +2092,35 @@ def serving(app: Flask) -> Generator[int]:
         server.server_close()
 
 
+def test_a_task_that_fails_through_a_future_is_in_no_cycle(app: Flask) -> None:
+    async def fail() -> None:
+        await asyncio.sleep(0)
+        raise LookupError
+
+    async def work() -> None:
+        await asyncio.ensure_future(fail())
+
+    async def main(coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(coroutine)
+        await asyncio.wait([task])
+        assert isinstance(task.exception(), LookupError)
+
+    def go() -> weakref.ref[Thing]:
+        with app.app_context():
+            g.thing = Thing()
+            alive = weakref.ref(g.thing)
+            carried = carry_context(work)
+        loop.run_until_complete(main(carried()))
+        return alive
+
+    loop = asyncio.new_event_loop()
+    with without_gc():
+        alive = go()
+        loop.run_until_complete(asyncio.sleep(0))  # The loop lets go of the last step.
+        assert alive() is None
+    loop.close()
+
+
 def test_memory_does_not_grow_with_the_number_of_tasks(app: Flask) -> None:
     alive: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -2054,7 +2167,7 @@ def test_a_vendored_copy_works_and_does_not_import_asyncio(tmp_path: Path) -> No
         "    carry_context(work)\n"
         "assert before == ('asyncio' in sys.modules)\n"
         "assert importlib.util.find_spec('ctxcarry') is None\n"
-        "assert answers == [b'/', b'/']\n"
+        "assert answers == [b'/', b'/stream', b'/']\n"
     )
     # Without site-packages, where this project is installed, but with Flask's own.
     flask_only.mkdir()
