@@ -2,6 +2,7 @@
 
 Run it with:
 .venv/bin/pip install -q ".[examples]" && .venv/bin/flask --app examples/async_tasks.py run
+and open /gather, /elsewhere or /executor.
 """
 
 import asyncio

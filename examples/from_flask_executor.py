@@ -2,6 +2,7 @@
 
 Run it with:
 .venv/bin/flask --app examples/from_flask_executor.py run
+and open /start-task/3, then /get-task-result, or /squares/5.
 
 What changed: the executor is the standard one, and wraps nothing by itself: wrap the
 function with carry_context, and what is given to add_done_callback too. Keep futures in

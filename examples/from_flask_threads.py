@@ -2,6 +2,7 @@
 
 Run it with:
 .venv/bin/flask --app examples/from_flask_threads.py run
+and open /user/thread or /user/executor.
 
 What changed: Thread and ThreadPoolExecutor are the standard ones, and the function is
 wrapped with carry_context. The request, the session and the context variables are
