@@ -1202,6 +1202,8 @@ def named(name: type[object], *bases: type) -> Any:
 
 
 def test_open_resources_stay_with_the_view(app: Flask) -> None:
+    woken: list[str] = []
+    proxy = LocalProxy(lambda: woken.append("woken"))
     cycle: dict[str, Any] = {"client": Connection()}
     cycle["self"] = cycle
     manager = type("Manager", (), {"__exit__": print})
@@ -1224,7 +1226,7 @@ def test_open_resources_stay_with_the_view(app: Flask) -> None:
         "lock": threading.Lock(),
         "path": Path(),
         "class": Connection,
-        "proxy": LocalProxy(awake),
+        "proxy": proxy,
         "plain_mock": unittest.mock.Mock(),
         "unnamed": named(ReferenceError),
         "broken": named(LookupError),
@@ -1234,14 +1236,14 @@ def test_open_resources_stay_with_the_view(app: Flask) -> None:
         "gone": weakref.proxy(Thing()),
         "list": [1],
         "empty": {},
-        "dict": {"a": {"b": 1}, "proxy": LocalProxy(awake)},
+        "dict": {"a": {"b": 1}, "proxy": proxy},
         "own_dict": type("Own", (dict,), {"values": awake})(),
         "none": None,
     }
     with app.test_request_context(), contextlib.closing(resources["db"]):
         vars(g).update({**data, **resources})
         seen = in_thread(carry_context(lambda: dict(vars(g))))
-        assert seen.keys() == data.keys()
+        assert seen.keys() == data.keys() and not woken
         assert all(seen[name] is data[name] for name in data)
         assert vars(g).keys() == data.keys() | resources.keys()
 
@@ -1308,7 +1310,10 @@ def test_what_extensions_make_again_is_not_carried(app: Flask, logged_in: bool) 
         if logged_in:
             session["_user_id"] = "1"
         names = in_thread(carry_context(lambda: [*vars(g)]))
+        g._login_user = None  # Else whatever a task sets to None would be the view's.
+        with_none = in_thread(carry_context(lambda: [*vars(g)]))
     assert names == (["_other"] if logged_in else ["_login_user", "_other"])
+    assert with_none == ["_login_user", "_other"]
     with app.app_context():
         g._login_user = "ada"
         assert in_thread(carry_context(lambda: g._login_user)) == "ada"
