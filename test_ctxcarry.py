@@ -1147,6 +1147,23 @@ def test_a_context_class_of_the_app_is_made_with_the_real_app() -> None:
     assert context.seen == ["shop", "value", False, "extra"]
 
 
+def test_what_traces_the_making_of_contexts_meets_the_real_app(
+    app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base: Any = type(app.test_request_context())
+    init, seen = base.__init__, list[object]()
+
+    def traced(self: Any, app: Flask, *args: Any, **kwargs: Any) -> None:
+        seen.append([app.name, app.config["KEY"], app.logger])
+        init(self, app, *args, **kwargs)
+
+    app.config["KEY"] = "value"
+    monkeypatch.setattr(base, "__init__", traced)
+    with app.test_request_context():
+        in_thread(carry_context(int))
+    assert seen == [["shop", "value", app.logger]] * 2
+
+
 def test_a_context_class_of_the_app_may_know_the_app_by_its_identity() -> None:
     base: Any = type(Flask("x").test_request_context())
     tenants: dict[Flask, str] = {}
