@@ -1153,7 +1153,7 @@ def test_what_traces_the_making_of_contexts_meets_the_real_app(
     base: Any = type(app.test_request_context())
     init, seen = base.__init__, list[object]()
 
-    def traced(self: Any, app: Flask, *args: Any, **kwargs: Any) -> None:
+    def traced(self: Any, app: Any, *args: Any, **kwargs: Any) -> None:
         seen.append([app.name, app.config["KEY"], app.logger])
         init(self, app, *args, **kwargs)
 
