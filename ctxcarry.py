@@ -16,10 +16,10 @@ from collections.abc import Callable, Generator
 from typing import Any, ParamSpec, TypeVar, cast
 
 import flask.globals
+import werkzeug.local
 from flask import Request, has_app_context, has_request_context
 from flask.sessions import SecureCookieSession
 from werkzeug.datastructures import EnvironHeaders
-from werkzeug.local import LocalProxy, release_local
 from werkzeug.routing import MapAdapter
 
 __all__ = ["carry_context"]
@@ -31,7 +31,7 @@ _dict, _list, _type = cast(Any, (dict, list, type))  # Which no type checker nar
 _own = cast(Any, (Request, SecureCookieSession, MapAdapter))
 _FORM_TYPES = "multipart/form-data", "application/x-www-form-urlencoded"
 _DISPATCH = "flask.app", "flask.helpers"  # Of views, and of generators that stream.
-_flask: dict[str, Any] = vars(flask.globals) | vars(flask.ctx)
+_flask: dict[str, Any] = vars(werkzeug.local) | vars(flask.globals) | vars(flask.ctx)
 _CONTEXTS = _flask["AppContext"], _flask.get("RequestContext", _flask["AppContext"])
 _app_ctx: Any = _flask.get("app_ctx")
 _request_ctx: Any = _flask.get("request_ctx", _app_ctx)  # Merged: pallets/flask#5639.
@@ -131,7 +131,7 @@ class _Snapshot:  # What is active now. All calls share it, and none changes it.
             elif not issubclass(_type(value), _CONTEXTS):  # They hold the view's.
                 self.variables.run(variable.set, value)
         for stack in _stacks:
-            self.variables.run(release_local, stack)
+            self.variables.run(_flask["release_local"], stack)
         self.g: dict[str, Any] = getattr(app_context.g, "__dict__", {}).copy()
         self.left: dict[str, list[Any]] = {}
         for name, value in [*self.g.items()]:
@@ -144,7 +144,7 @@ class _Snapshot:  # What is active now. All calls share it, and none changes it.
 def _is_resource(value: object) -> bool:
     """Ask the classes alone whether it can be closed and is a context manager."""
     cls = named = _type(value)
-    if not issubclass(_type(value), LocalProxy):  # Which would wake.
+    if not issubclass(_type(value), werkzeug.local.LocalProxy):  # Which would wake.
         try:
             named = value.__class__  # Sees through the proxies of tracers.
         except Exception:  # Such as a weakref.proxy()'s.
