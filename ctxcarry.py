@@ -70,19 +70,14 @@ def carry_context(func: Callable[P, R], /) -> Callable[P, R]:
         is not open yet; if a module that a request imports calls this at its top level.
     """
     is_async, snapshot = _check(func), _Snapshot()
-    if is_async:
 
-        @functools.wraps(func)
-        async def carried_async(*args: P.args, **kwargs: P.kwargs) -> Any:
-            async def call() -> Any:
-                with _Context(snapshot):
-                    return await cast(Any, func)(*args, **kwargs)
+    async def carried_async(*args: P.args, **kwargs: P.kwargs) -> Any:
+        async def call() -> Any:
+            with _Context(snapshot):
+                return await cast(Any, func)(*args, **kwargs)
 
-            return await _steps(snapshot.variables.copy(), call())
+        return await _steps(snapshot.variables.copy(), call())
 
-        return cast("Callable[P, R]", carried_async)
-
-    @functools.wraps(func)
     def carried(*args: P.args, **kwargs: P.kwargs) -> R:
         def call() -> R:
             with _Context(snapshot):
@@ -90,7 +85,8 @@ def carry_context(func: Callable[P, R], /) -> Callable[P, R]:
 
         return snapshot.variables.copy().run(call)
 
-    return carried
+    wrapper: Any = carried_async if is_async else carried
+    return functools.wraps(func)(wrapper)
 
 
 class _Snapshot:  # What is active now. All calls share it, and none changes it.
@@ -133,12 +129,14 @@ class _Snapshot:  # What is active now. All calls share it, and none changes it.
         for stack in _stacks:
             self.variables.run(_flask["release_local"], stack)
         self.g: dict[str, Any] = getattr(app_context.g, "__dict__", {}).copy()
-        self.left: dict[str, list[Any]] = {}
+        self.left: dict[object, object] = {}  # By name, and by identity.
         for name, value in [*self.g.items()]:
-            held = [*_dict.values(value)] if issubclass(_type(value), dict) else []
-            resources = [*filter(_is_resource, [value, *held])]
+            if name not in made_again and (_type(value) is str or _type(value) is int):
+                continue  # For speed.
+            held = _dict.values(value) if issubclass(_type(value), dict) else ()
+            resources = {id(v): v for v in (value, *held) if _is_resource(v)}
             if resources or value is not None and name in made_again:
-                self.left[name] = [self.g.pop(name), *resources]
+                self.left |= resources | {name: True, id(value): self.g.pop(name)}
 
 
 def _is_resource(value: object) -> bool:
@@ -161,6 +159,9 @@ class _Context:  # The context of one call, pushed on entry and popped on exit.
         self.snapshot = snapshot
         self.pushed: list[Any] = []
 
+    # For speed, this stands in for the app, of which a context binds the URLs.
+    def create_url_adapter(self, _: object) -> None: ...
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.snapshot.app, name)
 
@@ -172,19 +173,15 @@ class _Context:  # The context of one call, pushed on entry and popped on exit.
         if not snapshot.merged:
             contexts.append(snapshot.app.app_context())
         if snapshot.request is not None:
-            request, body = _detach(snapshot.request), snapshot.body()
-            request.environ["wsgi.input"] = body
-            # A pop would close the view's uploads.
-            request.__dict__.update(stream=body, close=contextlib.nullcontext)
+            request = _detach(snapshot.request, snapshot.body())
+            request.__dict__["close"] = lambda: None  # Of the view's uploads.
             given = {"request": request, "session": _copy_session(snapshot.session)}
             if not snapshot.merged:
                 given["environ"] = request.environ
-            # For speed, this stands in for the app, of which a context binds the URLs.
-            self.create_url_adapter = contextlib.nullcontext
             app = self if snapshot.context_class in _CONTEXTS else snapshot.app
             context = snapshot.context_class(app, **given)
             context.app, context.url_adapter = snapshot.app, _copy(snapshot.url_adapter)
-            context.match_request = contextlib.nullcontext  # A push would match again.
+            context.match_request = lambda: None  # A push would match again.
             contexts.append(context)
         self.g, self.borrowed = contexts[0].g, carried
         values = getattr(self.g, "__dict__", {})
@@ -202,9 +199,8 @@ class _Context:  # The context of one call, pushed on entry and popped on exit.
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         values, left = getattr(self.g, "__dict__", {}), self.snapshot.left
-        lent = {id(value) for resources in left.values() for value in resources}
         for name, value in [*values.items()]:
-            if self.borrowed.get(name, self) is value or id(value) in lent:
+            if self.borrowed.get(name, self) is value or id(value) in left:
                 del values[name]
         values.update(self.fresh | values)
         if isinstance(error, AttributeError) and getattr(error, "obj", None) is self.g:
@@ -236,11 +232,11 @@ class _UnreadBody(io.RawIOBase):  # The server's stream is the view's to read.
         )
 
 
-def _detach(request: Any) -> Any:
+def _detach(request: Any, body: Any = None) -> Any:
     """Copy a request so that nothing of it is the server's, or another call's."""
     copied, environ = _copy(request), request.environ.copy()
-    environ["werkzeug.request"] = environ["wsgi.input"] = None
-    copied.__dict__.pop("stream", None)
+    environ["werkzeug.request"], environ["wsgi.input"] = None, body
+    copied.__dict__["stream"] = body
     headers = request.headers
     if isinstance(headers, EnvironHeaders) and headers.environ is request.environ:
         copied.headers = type(headers)(environ)
@@ -267,14 +263,17 @@ def _copy_session(session: Any) -> Any:
 def _copy(original: Any) -> Any:
     """Return ``copy.copy(original)``, which fails where a ``__getattr__`` recurses."""
     cls = _type(original)
-    own = cls in _own  # For speed.
+    own = cls in _own
     if not own and (hasattr(cls, "__copy__") or not hasattr(cls, "__getattr__")):
         return copy.copy(original)
     copied = cls.__new__(cls)
-    object.__setattr__(copied, "__dict__", original.__dict__.copy())
     if issubclass(cls, _dict):
         _dict.update(copied, original)
-    for _, slot in () if own else inspect.getmembers(cls, inspect.ismemberdescriptor):
+    if own:  # For speed.
+        copied.__dict__ = original.__dict__.copy()
+        return copied
+    object.__setattr__(copied, "__dict__", original.__dict__.copy())
+    for _, slot in inspect.getmembers(cls, inspect.ismemberdescriptor):
         with contextlib.suppress(AttributeError):  # It may not be set.
             slot.__set__(copied, slot.__get__(original))
     return copied
@@ -309,7 +308,7 @@ def _steps(context: contextvars.Context, coroutine: Any) -> Generator[Any, Any, 
             step, value = coroutine.throw, error
 
 
-def _check(func: Any) -> bool:
+def _check(func: Any) -> object:
     """Say whether this is, or is marked as, a coroutine function. Raise if unfit."""
     while isinstance(func, functools.partial):
         func = cast(Any, func).func
@@ -328,13 +327,14 @@ def _check(func: Any) -> bool:
     advice = "Wrap it inside the view, or there: executor.submit(carry_context(task))."
     if not has_app_context():
         raise RuntimeError(f"There is no active Flask context to carry. {advice}")
-    frame = inspect.currentframe() if has_request_context() else None
-    while frame and frame.f_globals.get("__name__") not in _DISPATCH:
-        importing = getattr(frame.f_globals.get("__spec__"), "_initializing", False)
-        if importing and frame.f_code.co_name == "<module>":
-            raise RuntimeError(
-                "carry_context() was called while a request imports the module"
-                f" {frame.f_globals['__name__']!r}: all calls would carry it. {advice}"
-            )
+    frame: Any = inspect.currentframe() if has_request_context() else None
+    while frame and (names := frame.f_globals).get("__name__") not in _DISPATCH:
+        if frame.f_code.co_name == "<module>":
+            if getattr(names.get("__spec__"), "_initializing", False):
+                raise RuntimeError(
+                    "carry_context() was called while a request imports the module"
+                    f" {names['__name__']!r}: all calls would carry it. {advice}"
+                )
         frame = frame.f_back
-    return bool(flags & inspect.CO_COROUTINE) or inspect.iscoroutinefunction(func)
+    marked = function is not func or getattr(func, "__dict__", True)  # For speed.
+    return flags & inspect.CO_COROUTINE or marked and inspect.iscoroutinefunction(func)

@@ -267,6 +267,8 @@ class Reader:
 def test_every_kind_of_callable_can_be_carried(app: Flask) -> None:
     names = ["func", "self", "snapshot", "context", "callable", "args", "kwargs"]
     bare: Any = type("Bare", (), {"__module__": None, "__call__": Reader().method})
+    code = {"__code__": read.__code__, "__call__": Reader().method, "__slots__": ()}
+    compiled: Any = type("Compiled", (), code)
     end: Callable[[str], str] = lambda end: read(end)
     kinds: list[tuple[Callable[..., Any], list[Any], object]] = [
         *[(func, ["!"], "/x!") for func in (read, end, Reader, Reader())],
@@ -277,7 +279,7 @@ def test_every_kind_of_callable_can_be_carried(app: Flask) -> None:
         (str.strip, [" a "], "a"),
         ((1).__add__, [2], 3),
         (weakref.ref(Reader), [], Reader),
-        (bare(), ["!"], "/x!"),
+        *[(func(), ["!"], "/x!") for func in (bare, compiled)],
     ]
     with app.test_request_context("/x"):
         for func, arguments, result in kinds:
