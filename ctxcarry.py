@@ -285,8 +285,8 @@ def _refuse_coroutine(result: Any) -> Any:
     if is_coroutine and inspect.getcoroutinestate(result) == inspect.CORO_CREATED:
         result.close()
         raise TypeError(
-            f"The function in carry_context() returned a coroutine {result.__name__}(),"
-            " which would run outside. Carry an `async def` function, or asyncio.run."
+            "The function in carry_context() returned a coroutine to run outside. Await"
+            f" carry_context({result.__name__})(), or carry asyncio.run in a thread."
         )
     return result
 
@@ -324,7 +324,7 @@ def _check(func: Any) -> object:
             f"carry_context() cannot carry into the generator function {func!r}: its"
             " body would run outside. Wrap the function that iterates over it."
         )
-    advice = "Wrap it inside the view, or there: executor.submit(carry_context(task))."
+    advice = "Wrap the task inside the view: executor.submit(carry_context(task))."
     if not has_app_context():
         raise RuntimeError(f"There is no active Flask context to carry. {advice}")
     frame: Any = inspect.currentframe() if has_request_context() else None
@@ -332,8 +332,8 @@ def _check(func: Any) -> object:
         if frame.f_code.co_name == "<module>":
             if getattr(names.get("__spec__"), "_initializing", False):
                 raise RuntimeError(
-                    "carry_context() was called while a request imports the module"
-                    f" {names['__name__']!r}: all calls would carry it. {advice}"
+                    "carry_context() was called while a request, which all calls would"
+                    f" carry, imports the module {names['__name__']!r}. {advice}"
                 )
         frame = frame.f_back
     marked = function is not func or getattr(func, "__dict__", True)  # For speed.
