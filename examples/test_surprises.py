@@ -7,6 +7,7 @@ import multiprocessing
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -29,6 +30,7 @@ from flask import (
     get_flashed_messages,
     request,
     session,
+    stream_with_context,
 )
 from flask_executor import Executor  # type: ignore[import-untyped]
 from sqlalchemy.orm.exc import DetachedInstanceError
@@ -48,19 +50,20 @@ def test_attribute_error_on_g_in_a_teardown_function(
 
     @app.teardown_request
     def took(error: BaseException | None) -> None:
-        started.append(g.get("start") if cured else g.start)
+        if not cured or "start" in g:
+            started.append(g.start)
 
     @app.route("/")
     def view() -> str:
         task = carry_context(lambda: "done")
         return repr(pool.submit(task).exception(TIMEOUT))
 
-    started: list[int | None] = []
+    started: list[int] = []
     cured = False
     assert app.test_client().get("/").text == "AttributeError('start')"
     cured = True
     assert app.test_client().get("/").text == "None"
-    assert started == [17, None, 17]
+    assert started == [17, 17]
 
 
 def test_attribute_error_on_g_db_in_a_task(
@@ -92,6 +95,55 @@ def test_attribute_error_on_g_db_in_a_task(
         return [said, given, pool.submit(has_own).result(TIMEOUT)]
 
     assert app.test_client().get("/").get_json() == [True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("database", "commits", "outcome"),
+    [
+        ("shop.sqlite", False, "database is locked"),
+        (":memory:", True, "no such table: orders"),
+        ("shop.sqlite", True, "2 orders"),
+    ],
+)
+def test_database_is_locked_or_no_such_table(
+    app: Flask,
+    pool: ThreadPoolExecutor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    database: str,
+    commits: bool,
+    outcome: str,
+) -> None:
+    def get_db() -> sqlite3.Connection:
+        if "db" not in g:
+            g.db = sqlite3.connect(database, timeout=0)
+        db: sqlite3.Connection = g.db
+        return db
+
+    @app.teardown_appcontext
+    def close_db(error: BaseException | None) -> None:
+        if "db" in g:
+            g.pop("db").close()
+
+    @app.route("/")
+    def view() -> str:
+        @carry_context
+        def add(item: str) -> str:
+            get_db().execute("insert into orders values (?)", [item])
+            (count,) = get_db().execute("select count(*) from orders").fetchone()
+            return f"{count} orders"
+
+        get_db().execute("create table orders (item)")
+        get_db().execute("insert into orders values ('tea')")
+        if commits:
+            get_db().commit()
+        try:
+            return pool.submit(add, "milk").result(TIMEOUT)
+        except sqlite3.OperationalError as error:
+            return str(error)
+
+    monkeypatch.chdir(tmp_path)
+    assert app.test_client().get("/").text == outcome
 
 
 @pytest.mark.parametrize("cure", [None, "receiver", "id"])
@@ -292,6 +344,20 @@ def test_working_outside_of_request_context_in_a_carried_function(app: Flask) ->
     assert cured() == "/orders"
 
 
+def test_working_outside_of_request_context_where_submit_was_carried(
+    app: Flask, pool: ThreadPoolExecutor
+) -> None:
+    def work() -> str:
+        return request.path
+
+    with app.test_request_context("/orders"):
+        wrong = carry_context(pool.submit)(work)
+        cured = pool.submit(carry_context(work))
+    with pytest.raises(RuntimeError, match=OUTSIDE):
+        wrong.result(TIMEOUT)
+    assert cured.result(TIMEOUT) == "/orders"
+
+
 def test_a_generator_behind_a_decorator_runs_outside(app: Flask) -> None:
     def decorated(func: Callable[[], Iterator[str]]) -> Callable[[], Iterator[str]]:
         return lambda: func()
@@ -305,6 +371,48 @@ def test_a_generator_behind_a_decorator_runs_outside(app: Flask) -> None:
     with pytest.raises(RuntimeError, match=OUTSIDE):
         list(hidden())
     assert cured() == ["/orders"]
+
+
+@pytest.mark.parametrize("cured", [False, True])
+def test_there_is_no_active_flask_context_in_a_streamed_response(
+    app: Flask, pool: ThreadPoolExecutor, cured: bool
+) -> None:
+    @app.route("/orders")
+    def view() -> Response:
+        def rows() -> Iterator[str]:
+            yield pool.submit(carry_context(lambda: request.path)).result(TIMEOUT)
+
+        return Response(stream_with_context(rows()) if cured else rows())
+
+    if cured:
+        assert app.test_client().get("/orders").text == "/orders"
+    else:
+        with pytest.raises(RuntimeError, match="no active Flask context"):
+            app.test_client().get("/orders")
+
+
+@pytest.mark.parametrize("cured", [False, True])
+def test_one_request_begins_tasks_without_end(app: Flask, cured: bool) -> None:
+    audits: list[str] = []
+    enough = 5
+
+    def audit() -> None:
+        audits.append(request.path)
+
+    def after(response: Response) -> Response:
+        carry_context(audit)()
+        return response
+
+    def teardown(error: BaseException | None) -> None:
+        if len(audits) < enough:
+            carry_context(audit)()
+
+    if cured:
+        app.after_request(after)
+    else:
+        app.teardown_request(teardown)
+    app.test_client().get("/")
+    assert len(audits) == (1 if cured else enough)
 
 
 def test_a_task_fails_and_nobody_sees_it(
