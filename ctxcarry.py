@@ -21,6 +21,7 @@ from flask import Request, has_app_context, has_request_context
 from flask.sessions import SecureCookieSession
 from werkzeug.datastructures import EnvironHeaders
 from werkzeug.routing import MapAdapter
+from werkzeug.wsgi import get_content_length
 
 __all__ = ["carry_context"]
 __version__ = "1.1.0"
@@ -116,9 +117,9 @@ class _Snapshot:  # What is active now. All calls share it, and none changes it.
             made_again.add("_user_id" in session and "_login_user")
             self.request, self.session = request, _copy_session(session)
             parsed = "form" in request.__dict__ and request.mimetype in _FORM_TYPES
-            empty = not str(request.environ.get("CONTENT_LENGTH") or "").strip("0")
             chunked = "HTTP_TRANSFER_ENCODING" in request.environ
-            self.body = io.BytesIO if parsed or empty and not chunked else _UnreadBody
+            unread = not parsed and (chunked or get_content_length(request.environ))
+            self.body = _UnreadBody if unread else io.BytesIO
         self.variables = contextvars.Context()
         self.decimals: list[Any] = []
         for variable, value in contextvars.copy_context().items():
@@ -222,14 +223,13 @@ class _Context:  # The context of one call, pushed on entry and popped on exit.
 
 
 class _UnreadBody(io.RawIOBase):  # The server's stream is the view's to read.
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, _: object, /) -> int:
+    def readinto(self, _: object = None) -> Any:
         raise RuntimeError(
             "carry_context() carries what the view has read of the request body. Read"
             " all of it in the view first, with get_data(), get_json() or form."
         )
+
+    readable = readinto
 
 
 def _detach(request: Any, body: Any = None) -> Any:
