@@ -30,6 +30,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 _dict, _list, _type = cast(Any, (dict, list, type))  # Which no type checker narrows.
 _own = cast(Any, (Request, SecureCookieSession, MapAdapter))
+_COPYING = "__copy__", "__getnewargs__", "__getstate__", "__reduce__", "__reduce_ex__"
 _FORM_TYPES = "multipart/form-data", "application/x-www-form-urlencoded"
 _DISPATCH = "flask.app", "flask.helpers"  # Of views, and of generators that stream.
 _flask: dict[str, Any] = vars(werkzeug.local) | vars(flask.globals) | vars(flask.ctx)
@@ -248,8 +249,8 @@ def _copy_session(session: Any) -> Any:
     """Copy a session, with the lists and dicts in it, which are changed in place."""
     copied = _copy(session)
     copies: dict[int, Any] = {}
-    holders: list[Any] = [copied if isinstance(copied, _dict) else copied.__dict__]
-    for holder in holders:  # They grow meanwhile.
+    own = copied if isinstance(copied, _dict) else getattr(copied, "__dict__", _dict())
+    for holder in (holders := [own]):  # They grow meanwhile.
         kind = _list if _type(holder) is list else _dict
         for key, value in enumerate(holder) if kind is _list else _dict.items(holder):
             if _type(value) is list or _type(value) is dict:
@@ -261,11 +262,13 @@ def _copy_session(session: Any) -> Any:
 
 
 def _copy(original: Any) -> Any:
-    """Return ``copy.copy(original)``, which fails where a ``__getattr__`` recurses."""
+    """Return ``copy.copy(original)``, where that neither recurses nor sets items."""
     cls = _type(original)
-    own = cls in _own
-    if not own and (hasattr(cls, "__copy__") or not hasattr(cls, "__getattr__")):
-        return copy.copy(original)
+    if not (own := cls in _own):
+        odd = issubclass(cls, _dict) or hasattr(cls, "__getattr__")
+        plain = (getattr(cls, n, n) is getattr(object, n, n) for n in _COPYING)
+        if not odd or not hasattr(original, "__dict__") or not all(plain):
+            return copy.copy(original)
     copied = cls.__new__(cls)
     if issubclass(cls, _dict):
         _dict.update(copied, original)
@@ -273,7 +276,8 @@ def _copy(original: Any) -> Any:
         copied.__dict__ = original.__dict__.copy()
         return copied
     object.__setattr__(copied, "__dict__", original.__dict__.copy())
-    for _, slot in inspect.getmembers(cls, inspect.ismemberdescriptor):
+    each = (v for b in map(vars, cls.__mro__) if b.get("__slots__") for v in b.values())
+    for slot in filter(inspect.ismemberdescriptor, each):
         with contextlib.suppress(AttributeError):  # It may not be set.
             slot.__set__(copied, slot.__get__(original))
     return copied

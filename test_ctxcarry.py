@@ -32,7 +32,15 @@ import tracemalloc
 import types
 import unittest.mock
 import weakref
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
+from collections import OrderedDict
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterator,
+    MutableMapping,
+)
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -630,8 +638,8 @@ def test_everything_else_in_the_session_is_shared_and_left_alone(app: Flask) -> 
     inner = prices["a"] = ["shared"]
     cart.append(inner)
     values = {"cart": cart, "prices": prices, "tuple": (inner,)}
+    # To set an item may be to write it to the session store, or be forbidden.
     own = dict.fromkeys(["items", "update", "__setitem__"], awake)
-    own["__getattr__"] = object.__getattribute__  # So copy.copy() does not copy it.
     app.session_interface = store = Store()
     store.session = type("Own", (ServerSession,), own)({**values, "list": [values]})
     with app.test_request_context():
@@ -639,6 +647,45 @@ def test_everything_else_in_the_session_is_shared_and_left_alone(app: Flask) -> 
     for copied in seen:
         assert all(copied[name] is value for name, value in values.items())
     assert cart[0] is prices["a"] is inner == ["shared"]
+
+
+class Ordered(OrderedDict[str, Any], SessionMixin):
+    """Is no mere dict, knows how it is copied, and may answer any attribute."""
+
+    __getattr__ = object.__getattribute__
+
+
+class Slotted(MutableMapping[str, Any]):
+    """Has no attributes but its own."""
+
+    __slots__ = ("accessed", "own")
+    __delitem__ = modified = new = permanent = None  # type: ignore[assignment]
+
+    def __init__(self, **values: Any) -> None:
+        self.own = values
+
+    def __getitem__(self, key: str) -> Any:
+        return self.own[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self.own[key] = value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.own)
+
+    def __len__(self) -> int:
+        return len(self.own)
+
+
+@pytest.mark.parametrize("session_class", [Ordered, Slotted])
+def test_a_session_of_any_kind_is_read_in_a_task(
+    app: Flask, session_class: Any
+) -> None:
+    app.session_interface = store = Store()
+    store.session = session_class(user="ada", cart="tea")
+    with app.test_request_context():
+        items = in_thread(carry_context(lambda: [*session.items()]))
+    assert items == [("user", "ada"), ("cart", "tea")]
 
 
 class MappingSession(SessionMixin):
@@ -1660,15 +1707,15 @@ def test_a_coroutine_function_stays_one_and_runs_on_any_loop(
     app: Flask, pool: ThreadPoolExecutor, func: Callable[[], Coroutine[Any, Any, Any]]
 ) -> None:
     loop = asyncio.new_event_loop()
-    elsewhere = pool.submit(loop.run_forever)
     with app.test_request_context("/x"):
         g.user = "ada"
         carried = carry_context(func)
+        assert inspect.iscoroutinefunction(carried)
+        elsewhere = pool.submit(loop.run_forever)
         future = asyncio.run_coroutine_threadsafe(carried(), loop)
         assert future.result(TIMEOUT) == ("/x", "ada", "none")
         ran = pool.submit(carry_context(asyncio.run), func())
         assert ran.result(TIMEOUT) == ("/x", "ada", "none")
-    assert inspect.iscoroutinefunction(carried)
     assert asyncio.run(carried()) == ("/x", "ada", "none")
     loop.call_soon_threadsafe(loop.stop)
     elsewhere.result(TIMEOUT)
