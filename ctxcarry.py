@@ -31,15 +31,15 @@ R = TypeVar("R")
 _dict, _list, _type = cast(Any, (dict, list, type))  # Which no type checker narrows.
 _own = cast(Any, (Request, SecureCookieSession, MapAdapter))
 _COPYING = "__copy__", "__getnewargs__", "__getstate__", "__reduce__", "__reduce_ex__"
+_PLAIN = {id(cls) for cls in (bool, float, int, list, str, type(None))}
 _FORM_TYPES = "multipart/form-data", "application/x-www-form-urlencoded"
 _DISPATCH = "flask.app", "flask.helpers"  # Of views, and of generators that stream.
 _flask: dict[str, Any] = vars(werkzeug.local) | vars(flask.globals) | vars(flask.ctx)
 _CONTEXTS = _flask["AppContext"], _flask.get("RequestContext", _flask["AppContext"])
 _app_ctx: Any = _flask.get("app_ctx")
 _request_ctx: Any = _flask.get("request_ctx", _app_ctx)  # Merged: pallets/flask#5639.
-_stacks: list[Any] = []
-if "app_ctx" not in _flask:  # Up to Flask 2.1.
-    _stacks = [_flask["_app_ctx_stack"], _flask["_request_ctx_stack"]]
+_stacks = [_flask[n] for n in ("_app_ctx_stack", "_request_ctx_stack") if n in _flask]
+if _stacks:  # Up to Flask 2.1.
     _app_ctx, _request_ctx = (stack() for stack in _stacks)
 
 
@@ -87,8 +87,7 @@ def carry_context(func: Callable[P, R], /) -> Callable[P, R]:
 
         return snapshot.variables.copy().run(call)
 
-    wrapper: Any = carried_async if is_async else carried
-    return functools.wraps(func)(wrapper)
+    return functools.wraps(func)(cast(Any, carried_async if is_async else carried))
 
 
 class _Snapshot:  # What is active now. All calls share it, and none changes it.
@@ -114,7 +113,7 @@ class _Snapshot:  # What is active now. All calls share it, and none changes it.
                 if session is None:
                     why = "carry_context() needs an open session. Wrap inside the view."
                     raise RuntimeError(why) from error
-            # Flask-Login loads it again. To ask can be what loads the session.
+            # Flask-Login can load the user again. To ask may load the session.
             made_again.add("_user_id" in session and "_login_user")
             self.request, self.session = request, _copy_session(session)
             parsed = "form" in request.__dict__ and request.mimetype in _FORM_TYPES
@@ -126,14 +125,14 @@ class _Snapshot:  # What is active now. All calls share it, and none changes it.
         for variable, value in contextvars.copy_context().items():
             if issubclass(_type(value), decimal.Context):
                 self.decimals.append((variable, value.copy()))  # Changed in place.
-            elif not issubclass(_type(value), _CONTEXTS):  # They hold the view's.
+            elif not issubclass(_type(value), _CONTEXTS):  # The view's own.
                 self.variables.run(variable.set, value)
         for stack in _stacks:
             self.variables.run(_flask["release_local"], stack)
         self.g: dict[str, Any] = getattr(app_context.g, "__dict__", {}).copy()
         self.left: dict[object, object] = {}  # By name, and by identity.
         for name, value in [*self.g.items()]:
-            if name not in made_again and (_type(value) is str or _type(value) is int):
+            if name not in made_again and id(_type(value)) in _PLAIN:
                 continue  # For speed.
             held = _dict.values(value) if issubclass(_type(value), dict) else ()
             resources = {id(v): v for v in (value, *held) if _is_resource(v)}
@@ -145,10 +144,8 @@ def _is_resource(value: object) -> bool:
     """Ask the classes alone whether it can be closed and is a context manager."""
     cls = named = _type(value)
     if not issubclass(_type(value), werkzeug.local.LocalProxy):  # Which would wake.
-        try:
+        with contextlib.suppress(Exception):  # Such as a weakref.proxy()'s.
             named = value.__class__  # Sees through the proxies of tracers.
-        except Exception:  # Such as a weakref.proxy()'s.
-            named = cls
     for each in (cls,) if named is cls else (cls, named):
         manages = hasattr(each, "__exit__") or hasattr(each, "__aexit__")
         if manages and (hasattr(each, "close") or hasattr(each, "aclose")):
@@ -161,7 +158,7 @@ class _Context:  # The context of one call, pushed on entry and popped on exit.
         self.snapshot = snapshot
         self.pushed: list[Any] = []
 
-    # For speed, this stands in for the app, of which a context binds the URLs.
+    # For speed, a context is made with this as its app, whose URLs it would bind.
     def create_url_adapter(self, _: object) -> None: ...
 
     def __getattr__(self, name: str) -> Any:
@@ -171,12 +168,10 @@ class _Context:  # The context of one call, pushed on entry and popped on exit.
         snapshot, carried = self.snapshot, self.snapshot.g
         for variable, value in snapshot.decimals:
             variable.set(value.copy())
-        contexts: list[Any] = []
-        if not snapshot.merged:
-            contexts.append(snapshot.app.app_context())
+        contexts: list[Any] = [] if snapshot.merged else [snapshot.app.app_context()]
         if snapshot.request is not None:
             request = _detach(snapshot.request, snapshot.body())
-            request.__dict__["close"] = lambda: None  # Of the view's uploads.
+            request.__dict__["close"] = lambda: None  # It closes the uploads.
             given = {"request": request, "session": _copy_session(snapshot.session)}
             if not snapshot.merged:
                 given["environ"] = request.environ
@@ -329,9 +324,9 @@ def _check(func: Any) -> object:
             " body would run outside. Wrap the function that iterates over it."
         )
     advice = "Wrap the task inside the view: executor.submit(carry_context(task))."
-    if not has_app_context():
-        raise RuntimeError(f"There is no active Flask context to carry. {advice}")
     frame: Any = inspect.currentframe() if has_request_context() else None
+    if not frame and not has_app_context():
+        raise RuntimeError(f"There is no active Flask context to carry. {advice}")
     while frame and (names := frame.f_globals).get("__name__") not in _DISPATCH:
         if frame.f_code.co_name == "<module>":
             if getattr(names.get("__spec__"), "_initializing", False):
@@ -340,5 +335,5 @@ def _check(func: Any) -> object:
                     f" carry, imports the module {names['__name__']!r}. {advice}"
                 )
         frame = frame.f_back
-    marked = function is not func or getattr(func, "__dict__", True)  # For speed.
-    return flags & inspect.CO_COROUTINE or marked and inspect.iscoroutinefunction(func)
+    odd = _type(func) is not types.FunctionType or func.__dict__  # For speed.
+    return flags & inspect.CO_COROUTINE or odd and inspect.iscoroutinefunction(func)

@@ -1694,9 +1694,16 @@ class Bound(Async):
         return self
 
 
+class LikeFunction:
+    __code__ = (lambda: None).__code__
+
+    def __call__(self) -> Coroutine[Any, Any, Any]:
+        return look()
+
+
 # Python 3.12 can mark what returns a coroutine.
 mark: Any = getattr(inspect, "markcoroutinefunction", None)
-MARKED = [mark(lambda: look())] if mark else []
+MARKED = [mark(lambda: look()), mark(LikeFunction)()] if mark else []
 
 
 @pytest.mark.parametrize(
