@@ -655,9 +655,11 @@ class Ordered(OrderedDict[str, Any], SessionMixin):
     __getattr__ = object.__getattribute__
 
 
-class Slotted(MutableMapping[str, Any]):
-    """Has no attributes but its own."""
+class Bare(dict[str, Any]):
+    __slots__ = ("accessed",)
 
+
+class Slotted(MutableMapping[str, Any]):
     __slots__ = ("accessed", "own")
     __delitem__ = modified = new = permanent = None  # type: ignore[assignment]
 
@@ -677,7 +679,7 @@ class Slotted(MutableMapping[str, Any]):
         return len(self.own)
 
 
-@pytest.mark.parametrize("session_class", [Ordered, Slotted])
+@pytest.mark.parametrize("session_class", [Ordered, Bare, Slotted])
 def test_a_session_of_any_kind_is_read_in_a_task(
     app: Flask, session_class: Any
 ) -> None:
@@ -1714,19 +1716,19 @@ def test_a_coroutine_function_stays_one_and_runs_on_any_loop(
     app: Flask, pool: ThreadPoolExecutor, func: Callable[[], Coroutine[Any, Any, Any]]
 ) -> None:
     loop = asyncio.new_event_loop()
-    with app.test_request_context("/x"):
+    elsewhere = pool.submit(loop.run_forever)
+    with app.test_request_context("/x"), contextlib.ExitStack() as stack:
+        stack.callback(elsewhere.result, TIMEOUT)
+        stack.callback(loop.call_soon_threadsafe, loop.stop)
         g.user = "ada"
         carried = carry_context(func)
-        assert inspect.iscoroutinefunction(carried)
-        elsewhere = pool.submit(loop.run_forever)
         future = asyncio.run_coroutine_threadsafe(carried(), loop)
         assert future.result(TIMEOUT) == ("/x", "ada", "none")
         ran = pool.submit(carry_context(asyncio.run), func())
         assert ran.result(TIMEOUT) == ("/x", "ada", "none")
-    assert asyncio.run(carried()) == ("/x", "ada", "none")
-    loop.call_soon_threadsafe(loop.stop)
-    elsewhere.result(TIMEOUT)
     loop.close()
+    assert inspect.iscoroutinefunction(carried)
+    assert asyncio.run(carried()) == ("/x", "ada", "none")
 
 
 def test_a_class_whose_objects_are_async_is_called_like_any_class(app: Flask) -> None:
