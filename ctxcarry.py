@@ -21,7 +21,6 @@ from flask import Request, has_app_context, has_request_context
 from flask.sessions import SecureCookieSession
 from werkzeug.datastructures import EnvironHeaders
 from werkzeug.routing import MapAdapter
-from werkzeug.wsgi import get_content_length
 
 __all__ = ["carry_context"]
 __version__ = "1.1.0"
@@ -30,7 +29,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 _dict, _list, _type = cast(Any, (dict, list, type))  # Which no type checker narrows.
 _own = cast(Any, (Request, SecureCookieSession, MapAdapter))
-_COPYING = "__copy__", "__getnewargs__", "__getstate__", "__reduce__", "__reduce_ex__"
+_HOOKS = "__copy__", "__getstate__", "__new__", "__reduce__", "__setstate__"
 _PLAIN = {id(cls) for cls in (bool, float, int, list, str, type(None))}
 _FORM_TYPES = "multipart/form-data", "application/x-www-form-urlencoded"
 _DISPATCH = "flask.app", "flask.helpers"  # Of views, and of generators that stream.
@@ -38,8 +37,9 @@ _flask: dict[str, Any] = vars(werkzeug.local) | vars(flask.globals) | vars(flask
 _CONTEXTS = _flask["AppContext"], _flask.get("RequestContext", _flask["AppContext"])
 _app_ctx: Any = _flask.get("app_ctx")
 _request_ctx: Any = _flask.get("request_ctx", _app_ctx)  # Merged: pallets/flask#5639.
-_stacks = [_flask[n] for n in ("_app_ctx_stack", "_request_ctx_stack") if n in _flask]
-if _stacks:  # Up to Flask 2.1.
+_stacks: list[Any] = []
+if "app_ctx" not in _flask:  # Up to Flask 2.1.
+    _stacks = [_flask["_app_ctx_stack"], _flask["_request_ctx_stack"]]
     _app_ctx, _request_ctx = (stack() for stack in _stacks)
 
 
@@ -118,8 +118,9 @@ class _Snapshot:  # What is active now. All calls share it, and none changes it.
             self.request, self.session = request, _copy_session(session)
             parsed = "form" in request.__dict__ and request.mimetype in _FORM_TYPES
             chunked = "HTTP_TRANSFER_ENCODING" in request.environ
-            unread = not parsed and (chunked or get_content_length(request.environ))
-            self.body = _UnreadBody if unread else io.BytesIO
+            length = str(request.environ.get("CONTENT_LENGTH")).strip()
+            sent = chunked or length.isdecimal() and length.strip("0")
+            self.body = _UnreadBody if sent and not parsed else io.BytesIO
         self.variables = contextvars.Context()
         self.decimals: list[Any] = []
         for variable, value in contextvars.copy_context().items():
@@ -173,10 +174,9 @@ class _Context:  # The context of one call, pushed on entry and popped on exit.
             request = _detach(snapshot.request, snapshot.body())
             request.__dict__["close"] = lambda: None  # It closes the uploads.
             given = {"request": request, "session": _copy_session(snapshot.session)}
-            if not snapshot.merged:
-                given["environ"] = request.environ
+            environ = [] if snapshot.merged else [request.environ]
             app = self if snapshot.context_class in _CONTEXTS else snapshot.app
-            context = snapshot.context_class(app, **given)
+            context = snapshot.context_class(app, *environ, **given)
             context.app, context.url_adapter = snapshot.app, _copy(snapshot.url_adapter)
             context.match_request = lambda: None  # A push would match again.
             contexts.append(context)
@@ -219,13 +219,13 @@ class _Context:  # The context of one call, pushed on entry and popped on exit.
 
 
 class _UnreadBody(io.RawIOBase):  # The server's stream is the view's to read.
-    def readinto(self, _: object = None) -> Any:
+    readable = cast(Any, io.BytesIO().readable)
+
+    def readinto(self, _: object, /) -> int:
         raise RuntimeError(
             "carry_context() carries what the view has read of the request body. Read"
             " all of it in the view first, with get_data(), get_json() or form."
         )
-
-    readable = readinto
 
 
 def _detach(request: Any, body: Any = None) -> Any:
@@ -260,13 +260,14 @@ def _copy(original: Any) -> Any:
     """Return ``copy.copy(original)``, where that neither recurses nor sets items."""
     cls = _type(original)
     if not (own := cls in _own):
-        odd = issubclass(cls, _dict) or hasattr(cls, "__getattr__")
-        plain = (getattr(cls, n, n) is getattr(object, n, n) for n in _COPYING)
-        if not odd or not hasattr(original, "__dict__") or not all(plain):
+        recurses = hasattr(cls, "__getattr__")
+        odd = recurses or issubclass(cls, _dict) and hasattr(original, "__dict__")
+        asked = _HOOKS[:1] if recurses else _HOOKS
+        if not odd or any(getattr(cls, n, n) is not getattr(dict, n, n) for n in asked):
             return copy.copy(original)
     copied = cls.__new__(cls)
     if issubclass(cls, _dict):
-        _dict.update(copied, original)
+        _dict.update(copied, original if own else _dict.items(original))
     if own:  # For speed.
         copied.__dict__ = original.__dict__.copy()
         return copied
@@ -324,9 +325,9 @@ def _check(func: Any) -> object:
             " body would run outside. Wrap the function that iterates over it."
         )
     advice = "Wrap the task inside the view: executor.submit(carry_context(task))."
-    frame: Any = inspect.currentframe() if has_request_context() else None
-    if not frame and not has_app_context():
+    if not has_app_context():
         raise RuntimeError(f"There is no active Flask context to carry. {advice}")
+    frame: Any = inspect.currentframe() if has_request_context() else None
     while frame and (names := frame.f_globals).get("__name__") not in _DISPATCH:
         if frame.f_code.co_name == "<module>":
             if getattr(names.get("__spec__"), "_initializing", False):

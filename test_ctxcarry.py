@@ -21,6 +21,7 @@ import os
 import pickle
 import queue
 import re
+import runpy
 import shutil
 import signal
 import socket
@@ -495,6 +496,9 @@ class Delegating(Slots):
     def __getattr__(self, name: str) -> Any:
         return self.inner[name]
 
+    def __reduce__(self) -> str:
+        raise TypeError("A request is not pickled.")
+
 
 class Copying(Delegating):
     """Has values that a copy would share, were it not for its ``__copy__``."""
@@ -650,13 +654,58 @@ def test_everything_else_in_the_session_is_shared_and_left_alone(app: Flask) -> 
 
 
 class Ordered(OrderedDict[str, Any], SessionMixin):
-    """Is no mere dict, knows how it is copied, and may answer any attribute."""
-
-    __getattr__ = object.__getattribute__
+    """Is a dict that keeps more than its items, and so says how it is copied."""
 
 
 class Bare(dict[str, Any]):
     __slots__ = ("accessed",)
+
+
+class Pickled(dict[str, Any], SessionMixin):
+    def __new__(cls, **values: Any) -> Any:
+        assert values
+        return super().__new__(cls)
+
+    def __getnewargs_ex__(self) -> tuple[tuple[()], dict[str, Any]]:
+        return (), dict(self)
+
+
+class Tied(dict[str, Any], SessionMixin):
+    """Has an attribute that a copy must not share."""
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(values)
+        self.tie(None)
+
+    def tie(self, _: object) -> None:
+        vars(self)["items"] = partial(dict.items, self)
+
+
+class Tying(Tied):
+    __setstate__ = Tied.tie
+
+
+class Untying(Tied):
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class Encrypted(dict[str, Any], SessionMixin):
+    def __init__(self, **values: str) -> None:
+        for key, value in values.items():
+            self[key] = value
+
+    def __setitem__(self, key: str, value: str) -> None:
+        super().__setitem__(key, f"encrypted {value}")
+
+    def __getitem__(self, key: str) -> Any:
+        return super().__getitem__(key).split("encrypted ")[1]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([*super().__iter__()])
+
+    def items(self) -> Any:
+        return [(key, self[key]) for key in self]
 
 
 class Slotted(MutableMapping[str, Any]):
@@ -679,15 +728,20 @@ class Slotted(MutableMapping[str, Any]):
         return len(self.own)
 
 
-@pytest.mark.parametrize("session_class", [Ordered, Bare, Slotted])
-def test_a_session_of_any_kind_is_read_in_a_task(
-    app: Flask, session_class: Any
-) -> None:
+@pytest.mark.parametrize(
+    "session_class", [Ordered, Bare, Pickled, Tying, Untying, Encrypted, Slotted]
+)
+def test_a_session_of_any_kind_works_in_a_task(app: Flask, session_class: Any) -> None:
     app.session_interface = store = Store()
     store.session = session_class(user="ada", cart="tea")
+
+    def work() -> list[tuple[str, str]]:
+        session["cart"] += " and milk"
+        return [*session.items()]
+
     with app.test_request_context():
-        items = in_thread(carry_context(lambda: [*session.items()]))
-    assert items == [("user", "ada"), ("cart", "tea")]
+        items = in_thread(carry_context(work))
+    assert items == [("user", "ada"), ("cart", "tea and milk")]
 
 
 class MappingSession(SessionMixin):
@@ -1642,6 +1696,15 @@ def test_a_request_without_a_body_has_none_in_the_task(
     assert seen == [{}, {}, {}, None, b"", b"", b""]
 
 
+def test_a_length_may_have_spaces_or_be_no_text(app: Flask) -> None:
+    for length in " 17 ", 17:
+        environ = {"CONTENT_LENGTH": length}
+        with app.test_request_context("/x", environ_overrides=environ):
+            carried = carry_context(lambda: [request.path, request.stream.read()])
+            error = error_of(partial(in_thread, carried))
+        assert isinstance(error, RuntimeError) and "carry_context" in str(error)
+
+
 def test_a_body_that_was_read_in_part_stays_the_servers(post: Post) -> None:
     def rest() -> bytes:
         return request.stream.read()
@@ -2250,6 +2313,17 @@ def test_memory_does_not_grow_with_the_number_of_tasks(app: Flask) -> None:
         more = growth(port, 10_000) - growth(port, 1_000)
     smallest = sys.getsizeof(object())
     assert more < 9_000 * smallest, "An object stays of each task."
+
+
+def test_names_of_old_flasks_that_an_app_puts_back_change_nothing(
+    app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "_app_ctx_stack", "_request_ctx_stack":
+        if FLASK >= (2, 2):  # As Apache Superset does, for what looks for them.
+            monkeypatch.setitem(vars(flask.globals), name, object())
+    names = runpy.run_path(ctxcarry.__file__)
+    with app.test_request_context("/x"):
+        assert in_thread(names["carry_context"](lambda: request.path)) == "/x"
 
 
 def test_a_vendored_copy_works_and_does_not_import_asyncio(tmp_path: Path) -> None:
