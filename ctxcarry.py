@@ -35,6 +35,7 @@ _FORM_TYPES = "multipart/form-data", "application/x-www-form-urlencoded"
 _DISPATCH = "flask.app", "flask.helpers"  # Of views, and of generators that stream.
 _flask: dict[str, Any] = vars(werkzeug.local) | vars(flask.globals) | vars(flask.ctx)
 _CONTEXTS = _flask["AppContext"], _flask.get("RequestContext", _flask["AppContext"])
+_APART = decimal.Context, *_CONTEXTS
 _app_ctx: Any = _flask.get("app_ctx")
 _request_ctx: Any = _flask.get("request_ctx", _app_ctx)  # Merged: pallets/flask#5639.
 _stacks: list[Any] = []
@@ -117,17 +118,16 @@ class _Snapshot:  # What is active now. All calls share it, and none changes it.
             made_again.add("_user_id" in session and "_login_user")
             self.request, self.session = request, _copy_session(session)
             parsed = "form" in request.__dict__ and request.mimetype in _FORM_TYPES
-            chunked = "HTTP_TRANSFER_ENCODING" in request.environ
-            length = str(request.environ.get("CONTENT_LENGTH")).strip()
-            sent = chunked or length.isdecimal() and length.strip("0")
+            length = str(request.environ.get("CONTENT_LENGTH")).strip(" 0")
+            sent = length.isdecimal() or "HTTP_TRANSFER_ENCODING" in request.environ
             self.body = _UnreadBody if sent and not parsed else io.BytesIO
         self.variables = contextvars.Context()
         self.decimals: list[Any] = []
         for variable, value in contextvars.copy_context().items():
-            if issubclass(_type(value), decimal.Context):
-                self.decimals.append((variable, value.copy()))  # Changed in place.
-            elif not issubclass(_type(value), _CONTEXTS):  # The view's own.
+            if not issubclass(_type(value), _APART):
                 self.variables.run(variable.set, value)
+            elif issubclass(_type(value), decimal.Context):  # The rest is Flask's.
+                self.decimals.append((variable, value.copy()))  # Changed in place.
         for stack in _stacks:
             self.variables.run(_flask["release_local"], stack)
         self.g: dict[str, Any] = getattr(app_context.g, "__dict__", {}).copy()
@@ -166,42 +166,42 @@ class _Context:  # The context of one call, pushed on entry and popped on exit.
         return getattr(self.snapshot.app, name)
 
     def __enter__(self) -> None:
-        snapshot, carried = self.snapshot, self.snapshot.g
+        snapshot, pushed = self.snapshot, self.pushed
         for variable, value in snapshot.decimals:
             variable.set(value.copy())
         contexts: list[Any] = [] if snapshot.merged else [snapshot.app.app_context()]
         if snapshot.request is not None:
             request = _detach(snapshot.request, snapshot.body())
-            request.__dict__["close"] = lambda: None  # It closes the uploads.
             given = {"request": request, "session": _copy_session(snapshot.session)}
             environ = [] if snapshot.merged else [request.environ]
             app = self if snapshot.context_class in _CONTEXTS else snapshot.app
             context = snapshot.context_class(app, *environ, **given)
             context.app, context.url_adapter = snapshot.app, _copy(snapshot.url_adapter)
-            context.match_request = lambda: None  # A push would match again.
+            # A push would match again, and a pop would close the view's uploads.
+            context.match_request = request.__dict__["close"] = lambda: None
             contexts.append(context)
-        self.g, self.borrowed = contexts[0].g, carried
-        values = getattr(self.g, "__dict__", {})
+        self.g, self.start = contexts[0].g, snapshot.g
+        self.values = values = getattr(contexts[0].g, "__dict__", {})
         self.fresh = values.copy()
-        values.update(carried)
+        values.update(snapshot.g)
         try:
             for context in contexts:
-                self.pushed.append(context)
+                pushed.append(context)
                 context.push()
         except BaseException as error:  # Of a receiver: the context is pushed by then.
             self.__exit__(None, error, None)
             raise
-        # What a receiver has taken out of g is borrowed no longer.
-        self.borrowed = {k: v for k, v in carried.items() if values.get(k, self) is v}
+        self.start = values.copy()  # What a receiver takes out is borrowed no longer.
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        values, left = getattr(self.g, "__dict__", {}), self.snapshot.left
+        values, start, snapshot = self.values, self.start, self.snapshot
         for name, value in [*values.items()]:
-            if self.borrowed.get(name, self) is value or id(value) in left:
+            borrowed = start.get(name, self) is value is snapshot.g.get(name, self)
+            if borrowed or id(value) in snapshot.left:
                 del values[name]
         values.update(self.fresh | values)
         if isinstance(error, AttributeError) and getattr(error, "obj", None) is self.g:
-            if error.name in left and sys.version_info >= (3, 11):
+            if error.name in snapshot.left and sys.version_info >= (3, 11):
                 error.add_note(
                     f"g.{error.name} stays with the view: open it in the task, or pass"
                     " it as an argument. carry_context() carries no open resources."

@@ -1492,23 +1492,24 @@ def test_a_receiver_of_the_push_may_change_what_is_carried(
     registry, other = ["registry"], ["other"]
 
     def receive(_: Flask, **__: Any) -> None:
-        assert g.pop("registry") is registry
-        g.other, g.account, g.db = ["receiver's"], f"merged {g.account}", "own"
+        assert [g.pop("registry"), g.pop("nothing")] == [registry, None]
+        g.other, g.account, g.db = ["receiver's"], f"merged {g.account}", None
 
     def work() -> list[Any]:
         seen = [g.get("registry"), g.other, g.account, g.kept]
-        g.registry, g.other = registry, other
+        g.registry, g.other, g.nothing = registry, other, None
         return seen
 
     with app.test_request_context():
         g.registry, g.other, g.account, g.kept = registry, other, "account", "kept"
+        g.nothing = None
         carried = carry_context(work)
         tearing.clear()
         with flask.appcontext_pushed.connected_to(receive, app):
             seen = in_thread(carried)
     assert seen == [None, ["receiver's"], "merged account", "kept"]
-    found = {"registry": registry, "other": other, "account": "merged account"}
-    found["db"] = "own"
+    found: dict[str, Any] = {"registry": registry, "other": other}
+    found |= {"account": "merged account", "db": None, "nothing": None}
     assert [values for _, values, _ in tearing[:2]] == [found, found]
 
 
