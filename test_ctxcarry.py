@@ -2814,6 +2814,7 @@ def test_under_load_behind_a_server_of_production(server: str) -> None:
     else:
         command += ["gunicorn", "--bind=127.0.0.1:0", "--threads=8", "-k", server]
         command += ["test_ctxcarry:load_app()"]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell may ignore it.
     with subprocess.Popen(command, cwd=HERE, stderr=subprocess.PIPE, text=True) as run:
         try:
             assert run.stderr is not None

@@ -860,6 +860,7 @@ def serve(folder: Path, *command: str) -> Generator[Server]:
         FLASK_SQLALCHEMY_DATABASE_URI=f"sqlite:///{folder / 'progress.sqlite'}",
         PYTHONPATH=os.pathsep.join([str(HERE), str(ROOT)]),
     )
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell may ignore it.
     with subprocess.Popen(
         [sys.executable, "-m", *command],
         cwd=ROOT,
