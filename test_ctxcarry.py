@@ -678,7 +678,7 @@ class Tied(dict[str, Any], SessionMixin):
         self.tie(None)
 
     def tie(self, _: object) -> None:
-        vars(self)["items"] = partial(dict.items, self)
+        vars(self)["items"] = super().items
 
 
 class Tying(Tied):
