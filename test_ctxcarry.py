@@ -14,7 +14,6 @@ import importlib.metadata
 import inspect
 import io
 import itertools
-import json
 import multiprocessing
 import operator
 import os
@@ -23,7 +22,6 @@ import queue
 import re
 import runpy
 import shutil
-import signal
 import socket
 import sqlite3
 import subprocess
@@ -412,12 +410,6 @@ def test_a_timer_may_fire_after_the_server_has_cleared_its_environ(app: Flask) -
     assert seen.result(TIMEOUT) == ["/x", "ada", "connection", *"213", None]
 
 
-def test_the_environ_of_the_task_does_not_lead_to_the_views_request(app: Flask) -> None:
-    with app.test_request_context():
-        carried = carry_context(lambda: request.environ.get("werkzeug.request"))
-        assert in_thread(carried) is None
-
-
 def test_a_host_that_a_hook_set_is_carried(app: Flask) -> None:
     def look() -> str:
         host = request.host
@@ -708,9 +700,11 @@ class Encrypted(dict[str, Any], SessionMixin):
         return [(key, self[key]) for key in self]
 
 
-class Slotted(MutableMapping[str, Any]):
-    __slots__ = ("accessed", "own")
-    __delitem__ = modified = new = permanent = None  # type: ignore[assignment]
+class Mapping(MutableMapping[str, Any]):
+    """Is no dict."""
+
+    __slots__ = ()
+    own: dict[str, Any]
 
     def __init__(self, **values: Any) -> None:
         self.own = values
@@ -721,11 +715,18 @@ class Slotted(MutableMapping[str, Any]):
     def __setitem__(self, key: str, value: Any) -> None:
         self.own[key] = value
 
+    def __delitem__(self, key: str) -> None:
+        del self.own[key]
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.own)
 
     def __len__(self) -> int:
         return len(self.own)
+
+
+class Slotted(Mapping):
+    __slots__ = ("accessed", "own")
 
 
 @pytest.mark.parametrize(
@@ -744,26 +745,8 @@ def test_a_session_of_any_kind_works_in_a_task(app: Flask, session_class: Any) -
     assert items == [("user", "ada"), ("cart", "tea and milk")]
 
 
-class MappingSession(SessionMixin):
-    """Is no dict, has no `accessed` that can be set, and answers any attribute."""
-
-    def __init__(self) -> None:
-        self.own: dict[str, Any] = {"user": ["ada"]}
-
-    def __getitem__(self, key: str) -> Any:
-        return self.own[key]
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        self.own[key] = value
-
-    def __delitem__(self, key: str) -> None:
-        del self.own[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.own)
-
-    def __len__(self) -> int:
-        return len(self.own)
+class MappingSession(Mapping, SessionMixin):
+    """May have no `accessed` that can be set, and answers any attribute."""
 
     def __getattr__(self, name: str) -> Any:
         return self.own.get(name)
@@ -775,7 +758,7 @@ def test_a_session_that_is_no_dict_is_copied_too(app: Flask, settable: bool) -> 
     if not settable and FLASK < (3, 1):
         own.accessed = property(lambda _: True)
     app.session_interface = store = Store()
-    store.session = own()
+    store.session = own(user=["ada"])
 
     def work() -> Any:
         session["user"].append("eve")
@@ -867,18 +850,12 @@ def test_a_session_that_loads_itself_when_it_is_read_is_loaded_once(app: Flask) 
                 self["user"] = "ada"
             return super().__contains__(key)
 
-    class Interface(SessionInterface):
-        def open_session(self, app: Flask, request: Request) -> Any:
-            return Lazy()
-
-        def save_session(self, app: Flask, session: Any, response: Any) -> None:
-            """Keep nothing."""
-
     def view() -> dict[str, Any]:
         carried = carry_context(lambda: "user" in session)
         return {"seen": [carried(), in_thread(carried)]}
 
-    app.session_interface = Interface()
+    app.session_interface = store = Store()
+    store.session = Lazy()
     assert run(app, view) == {"seen": [True, True]}
     assert loads == ["load"]
 
@@ -1246,25 +1223,27 @@ def test_what_is_no_exception_goes_to_the_caller_from_a_teardown_function(
 
 def test_a_context_class_of_the_app_is_made_with_the_real_app() -> None:
     base: Any = type(Flask("x").test_request_context())
+    tenants: dict[Flask, str] = {}
 
     class Context(base):  # type: ignore[misc]
         def __init__(self, app: Any, *args: Any, **kwargs: Any) -> None:
-            self.seen = [app.name, app.config["KEY"], app.debug, app.extra]
+            self.seen = [app.name, app.config["KEY"], app.debug, tenants[app]]
             base.__init__(self, app, *args, **kwargs)
 
     class Shop(Flask):
-        extra = "extra"
-
         def request_context(self, environ: Any) -> Any:
             make: Any = Context.from_environ if FLASK >= (3, 2) else Context
             return make(self, environ)
 
     app = Shop("shop")
-    app.config["KEY"] = "value"
-    with app.test_request_context():
-        context = in_thread(carry_context(lambda: active("request")))
-    assert context.app is app
-    assert context.seen == ["shop", "value", False, "extra"]
+    app.config["KEY"], tenants[app] = "value", "acme"
+    app.add_url_rule("/<name>", "view")
+    with app.test_request_context("/x"):
+        active("request").url_adapter.script_name = "/root/"
+        carried = carry_context(lambda: [active("request"), url_for("view", name="y")])
+    context, url = in_thread(carried)
+    assert (context.app, context.seen) == (app, ["shop", "value", False, "acme"])
+    assert url == "/root/y"
 
 
 def test_what_traces_the_making_of_contexts_meets_the_real_app(
@@ -1282,33 +1261,6 @@ def test_what_traces_the_making_of_contexts_meets_the_real_app(
     with app.test_request_context():
         in_thread(carry_context(int))
     assert seen == [["shop", "value", app.logger]] * 2
-
-
-def test_a_context_class_of_the_app_may_know_the_app_by_its_identity() -> None:
-    base: Any = type(Flask("x").test_request_context())
-    tenants: dict[Flask, str] = {}
-
-    class Context(base):  # type: ignore[misc]
-        def __init__(self, app: Flask, *args: Any, **kwargs: Any) -> None:
-            self.tenant = tenants[app]
-            base.__init__(self, app, *args, **kwargs)
-
-    class Shop(Flask):
-        def request_context(self, environ: Any) -> Any:
-            if FLASK >= (3, 2):
-                return Context.from_environ(self, environ)
-            return Context(self, environ)
-
-    def look() -> list[str]:
-        return [active("request").tenant, url_for("view", name="y")]
-
-    app = Shop("shop")
-    tenants[app] = "acme"
-    app.add_url_rule("/<name>", "view")
-    with app.test_request_context("/x"):
-        active("request").url_adapter.script_name = "/root/"
-        carried = carry_context(look)
-    assert in_thread(carried) == ["acme", "/root/y"]
 
 
 # 4. Who owns what in g
@@ -2675,156 +2627,3 @@ TestCarrying: Any = Carrying.TestCase
 TestCarrying.settings = settings(
     deadline=None, max_examples=200, stateful_step_count=20
 )
-
-
-# The real thing: clients, a threaded server, and views that start tasks
-
-
-def load_app() -> Flask:
-    """Make an app whose tasks check that each sees the request that started it."""
-    app = Flask("load")
-    app.secret_key = "secret"
-    pool = ThreadPoolExecutor(8)
-    waiting: dict[str, tuple[threading.Event, threading.Thread]] = {}
-    closed: list[int] = []
-    mixed: list[list[str]] = []
-    opened, started, ended = itertools.count(), itertools.count(), itertools.count()
-
-    @app.before_request
-    def identify() -> None:
-        g.id = session["id"] = request.headers["Id"]
-        TENANT.set(g.id)
-        g.resource = next(opened)
-
-    @app.teardown_appcontext
-    def close(error: BaseException | None) -> None:
-        if "resource" in g:
-            closed.append(g.pop("resource"))
-
-    def task(fails: bool = False) -> str:
-        if g.pop("resource") in closed and request.endpoint != "late":
-            mixed.append(["closed", g.id])
-        g.resource = next(opened)
-        seen: list[str] = [g.id, session["id"], TENANT.get(), request.headers["Id"]]
-        seen += [request.args["id"], request.cookies["id"], str(request.view_args)]
-        g.id = session["id"] = request.environ["HTTP_ID"] = "of another task"
-        TENANT.set(g.id)
-        if set(seen) != {seen[0], str({"id": seen[0]})}:
-            mixed.append(seen)
-        next(ended)
-        if fails:
-            raise LookupError(seen[0])
-        return seen[0]
-
-    @app.route("/map/<id>")
-    def fan_out(id: str) -> dict[str, Any]:
-        calls = [False for _ in range(4) if next(started) >= 0]
-        return {"ids": list(pool.map(carry_context(task), calls))}
-
-    @app.route("/late/<id>")
-    def late(id: str) -> dict[str, Any]:
-        answered = threading.Event()
-
-        @carry_context
-        def work() -> None:
-            assert answered.wait(TIMEOUT)
-            task()
-
-        next(started)
-        waiting[id] = answered, threading.Thread(target=work)
-        waiting[id][1].start()
-        return {"ids": [id]}
-
-    @app.route("/answered/<id>")
-    def answered(id: str) -> dict[str, Any]:
-        event, thread = waiting.pop(id)
-        event.set()
-        thread.join(TIMEOUT)
-        return {"ids": [id]}
-
-    @app.route("/fail/<id>")
-    def fail(id: str) -> dict[str, Any]:
-        next(started)
-        error = pool.submit(carry_context(task), fails=True).exception(TIMEOUT)
-        return {"ids": error and error.args}
-
-    @app.route("/report/<id>")
-    def report(id: str) -> dict[str, Any]:
-        return {
-            "mixed": mixed,
-            "started": next(started),
-            "ended": next(ended),
-            "opened": next(opened) - 1,  # Without that of this request.
-            "closed": len(closed),
-            "closed once": len(set(closed)),
-        }
-
-    return app
-
-
-def check_under_load(port: int, clients: int, requests: int) -> None:
-    """Send requests of several clients at once to a server of the load app."""
-
-    def get(connection: http.client.HTTPConnection, kind: str, id: str) -> Any:
-        headers = {"Id": id, "Cookie": f"id={id}"}
-        connection.request("GET", f"/{kind}/{id}?id={id}", headers=headers)
-        response = connection.getresponse()
-        content = response.read()
-        assert response.status == 200, content
-        return json.loads(content)
-
-    def connect() -> contextlib.closing[http.client.HTTPConnection]:
-        return contextlib.closing(
-            http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT)
-        )
-
-    def client(name: int) -> None:
-        with connect() as connection:
-            for number in range(requests):
-                for kind in "map", "late", "answered", "fail":
-                    id = f"{name}-{number}"
-                    assert set(get(connection, kind, id)["ids"]) == {id}
-
-    with ThreadPoolExecutor(clients) as threads:
-        list(threads.map(client, range(clients)))
-    with connect() as connection:
-        report = get(connection, "report", "last")
-    tasks, views = clients * requests * 6, clients * requests * 4
-    assert report == {
-        "mixed": [],
-        "started": tasks,
-        "ended": tasks,
-        "opened": tasks + views,
-        "closed": tasks + views,
-        "closed once": tasks + views,
-    }
-
-
-def test_under_load_no_task_sees_another_request_and_every_resource_is_closed() -> None:
-    with serving(load_app()) as port:
-        check_under_load(port, clients=6, requests=20)
-
-
-@pytest.mark.parametrize("server", ["gthread", "gevent", "waitress"])
-def test_under_load_behind_a_server_of_production(server: str) -> None:
-    command = [sys.executable, "-m"]
-    if server == "waitress":
-        command += ["waitress", "--listen=127.0.0.1:0", "--threads=8", "--call"]
-        command += ["test_ctxcarry:load_app"]
-    else:
-        command += ["gunicorn", "--bind=127.0.0.1:0", "--threads=8", "-k", server]
-        command += ["test_ctxcarry:load_app()"]
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell may ignore it.
-    with subprocess.Popen(command, cwd=HERE, stderr=subprocess.PIPE, text=True) as run:
-        try:
-            assert run.stderr is not None
-            for line in run.stderr:
-                if listening := re.search(r"http://127\.0\.0\.1:(\d+)", line):
-                    break
-            else:
-                pytest.fail("The server ended before it listened.")
-            check_under_load(int(listening[1]), clients=6, requests=42)
-            run.send_signal(signal.SIGINT)
-            assert run.wait(TIMEOUT) == 0
-        finally:
-            run.kill()

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from flask_sqlalchemy import SQLAlchemy
 
 TIMEOUT = 20
 
@@ -54,6 +53,8 @@ def late(pool: ThreadPoolExecutor) -> Iterator[Late]:
 
 @pytest.fixture
 def db(app: Flask, tmp_path: Path) -> Iterator[Any]:
+    from flask_sqlalchemy import SQLAlchemy  # The matrix is without it.
+
     app.config["SQLALCHEMY_DATABASE_URI"] = f"sqlite:///{tmp_path / 'shop.sqlite'}"
     db: Any = SQLAlchemy(app)
     yield db

@@ -120,11 +120,6 @@ def test_database_is_locked_or_no_such_table(
         db: sqlite3.Connection = g.db
         return db
 
-    @app.teardown_appcontext
-    def close_db(error: BaseException | None) -> None:
-        if "db" in g:
-            g.pop("db").close()
-
     @app.route("/")
     def view() -> str:
         @carry_context
@@ -142,6 +137,7 @@ def test_database_is_locked_or_no_such_table(
         except sqlite3.OperationalError as error:
             return str(error)
 
+    app.teardown_appcontext(lambda _: g.db.close() if "db" in g else None)
     monkeypatch.chdir(tmp_path)
     assert app.test_client().get("/").text == outcome
 
