@@ -29,13 +29,13 @@ P = ParamSpec("P")
 R = TypeVar("R")
 _dict, _list, _type = cast(Any, (dict, list, type))  # Which no type checker narrows.
 _own = cast(Any, (Request, SecureCookieSession, MapAdapter))
-_HOOKS = "__copy__", "__getstate__", "__new__", "__reduce__", "__setstate__"
-_PLAIN = {id(cls) for cls in (bool, float, int, list, str, type(None))}
+_HOOKS = "__copy__", "__getstate__", "__new__", "__reduce__", "__setstate__"  # Of copy.
+_PLAIN = {id(cls) for cls in (bool, float, int, list, str, type(None))}  # Never open.
 _FORM_TYPES = "multipart/form-data", "application/x-www-form-urlencoded"
 _DISPATCH = "flask.app", "flask.helpers"  # Of views, and of generators that stream.
 _flask: dict[str, Any] = vars(werkzeug.local) | vars(flask.globals) | vars(flask.ctx)
 _CONTEXTS = _flask["AppContext"], _flask.get("RequestContext", _flask["AppContext"])
-_APART = decimal.Context, *_CONTEXTS
+_APART = decimal.Context, *_CONTEXTS  # Not carried as they are.
 _app_ctx: Any = _flask.get("app_ctx")
 _request_ctx: Any = _flask.get("request_ctx", _app_ctx)  # Merged: pallets/flask#5639.
 _stacks: list[Any] = []
@@ -180,7 +180,7 @@ class _Context:  # The context of one call, pushed on entry and popped on exit.
             # A push would match again, and a pop would close the view's uploads.
             context.match_request = request.__dict__["close"] = lambda: None
             contexts.append(context)
-        self.g, self.start = contexts[0].g, snapshot.g
+        self.g, self.at_push = contexts[0].g, snapshot.g
         self.values = values = getattr(contexts[0].g, "__dict__", {})
         self.fresh = values.copy()
         values.update(snapshot.g)
@@ -191,12 +191,12 @@ class _Context:  # The context of one call, pushed on entry and popped on exit.
         except BaseException as error:  # Of a receiver: the context is pushed by then.
             self.__exit__(None, error, None)
             raise
-        self.start = values.copy()  # What a receiver takes out is borrowed no longer.
+        self.at_push = values.copy()  # What a receiver takes out is borrowed no longer.
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        values, start, snapshot = self.values, self.start, self.snapshot
+        values, at_push, snapshot = self.values, self.at_push, self.snapshot
         for name, value in [*values.items()]:
-            borrowed = start.get(name, self) is value is snapshot.g.get(name, self)
+            borrowed = at_push.get(name, self) is value is snapshot.g.get(name, self)
             if borrowed or id(value) in snapshot.left:
                 del values[name]
         values.update(self.fresh | values)
@@ -219,7 +219,7 @@ class _Context:  # The context of one call, pushed on entry and popped on exit.
 
 
 class _UnreadBody(io.RawIOBase):  # The server's stream is the view's to read.
-    readable = cast(Any, io.BytesIO().readable)
+    readable = cast(Any, io.BytesIO().readable)  # Answers True.
 
     def readinto(self, _: object, /) -> int:
         raise RuntimeError(
