@@ -120,6 +120,11 @@ def test_database_is_locked_or_no_such_table(
         db: sqlite3.Connection = g.db
         return db
 
+    @app.teardown_appcontext
+    def close(_: object) -> None:
+        if "db" in g:
+            g.db.close()
+
     @app.route("/")
     def view() -> str:
         @carry_context
@@ -137,7 +142,6 @@ def test_database_is_locked_or_no_such_table(
         except sqlite3.OperationalError as error:
             return str(error)
 
-    app.teardown_appcontext(lambda _: g.db.close() if "db" in g else None)
     monkeypatch.chdir(tmp_path)
     assert app.test_client().get("/").text == outcome
 
