@@ -1,34 +1,13 @@
-"""What the tests of extensions and of surprises begin with: an app, and two ways to wait."""
+"""The fixtures that the tests of the examples share."""
 
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from flask import Flask
-
-TIMEOUT = 20
-
-
-class Late:
-    """Runs tasks in a pool, once the client has its response."""
-
-    def __init__(self, pool: ThreadPoolExecutor) -> None:
-        self.pool, self.answered = pool, threading.Event()
-        self.futures: list[Future[Any]] = []
-
-    def submit(self, task: Callable[..., Any], *args: Any) -> None:
-        def wait() -> Any:
-            assert self.answered.wait(TIMEOUT)
-            return task(*args)
-
-        self.futures.append(self.pool.submit(wait))
-
-    def result(self) -> Any:
-        self.answered.set()
-        return self.futures.pop(0).result(TIMEOUT)
+from helpers import Late
 
 
 @pytest.fixture

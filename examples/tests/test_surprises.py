@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TIMEOUT, Late
 from flask import (
     Flask,
     Response,
@@ -33,6 +32,7 @@ from flask import (
     stream_with_context,
 )
 from flask_executor import Executor  # type: ignore[import-untyped]
+from helpers import TIMEOUT, Late
 from sqlalchemy.orm.exc import DetachedInstanceError
 
 from ctxcarry import carry_context

@@ -24,6 +24,7 @@ from typing import Any
 
 import pytest
 import structlog
+from helpers import EXAMPLES, ROOT
 from selenium.common import WebDriverException
 from selenium.webdriver import Chrome
 from selenium.webdriver.chrome.options import Options
@@ -32,8 +33,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
 from werkzeug.serving import make_server
 
-HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
+PROGRESS = EXAMPLES / "progress"
 TIMEOUT = 30
 LOST = "The server does not answer."
 CANCEL, RESTART = "Cancel what waits", "Start again what is not done"
@@ -858,7 +858,7 @@ def serve(folder: Path, *command: str) -> Generator[Server]:
         os.environ,
         FLASK_SECRET_KEY="of the tests",
         FLASK_SQLALCHEMY_DATABASE_URI=f"sqlite:///{folder / 'progress.sqlite'}",
-        PYTHONPATH=os.pathsep.join([str(HERE), str(ROOT)]),
+        PYTHONPATH=os.pathsep.join([str(PROGRESS), str(ROOT)]),
     )
     signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell may ignore it.
     with subprocess.Popen(
@@ -885,7 +885,7 @@ def states(folder: Path) -> Counter[str]:
 
 def documented(module: str, program: str) -> list[str]:
     """The command that a module's docstring says."""
-    docstring = ast.get_docstring(ast.parse((HERE / module).read_text("utf-8")))
+    docstring = ast.get_docstring(ast.parse((PROGRESS / module).read_text("utf-8")))
     found = re.search(rf"\.venv/bin/({program} .*)", docstring or "")
     assert found is not None
     return shlex.split(found[1])

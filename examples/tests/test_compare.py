@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import EXAMPLES, ROOT
 from page import PICTURED, draw, page
 from promises import NOT_PROMISED, PROMISES
 
-HERE = Path(__file__).parent
-WRITTEN = (HERE / "README.md").read_text(encoding="utf-8")
+COMPARE = EXAMPLES / "compare"
+WRITTEN = (COMPARE / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
 def found() -> Any:
-    command = [sys.executable, str(HERE), "--json", "--rounds", "1"]
+    command = [sys.executable, str(COMPARE), "--json", "--rounds", "1"]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=120)
     return json.loads(done.stdout)
 
@@ -62,7 +63,7 @@ def test_the_page_as_it_was_written_has_the_rows_of_today(found: Any) -> None:
 
 
 def test_the_main_readme_repeats_rows_of_the_page() -> None:
-    readme = (HERE.parents[1] / "README.md").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     section = readme.split("\n## Beside the others\n")[1].split("\n## ")[0]
     rows = {line for line in section.splitlines() if line.startswith("| ")}
     assert rows and rows <= {*WRITTEN.splitlines()}
@@ -70,7 +71,7 @@ def test_the_main_readme_repeats_rows_of_the_page() -> None:
 
 @pytest.mark.parametrize("name", ["costs-dark.svg", "costs-light.svg"])
 def test_the_pictures_show_the_numbers_of_the_page(name: str) -> None:
-    picture, rows = (HERE / name).read_text(encoding="utf-8"), table_rows(WRITTEN)
+    picture, rows = (COMPARE / name).read_text(encoding="utf-8"), table_rows(WRITTEN)
     assert len(picture) < 60_000
     for cost in PICTURED:
         assert cost in picture

@@ -4,19 +4,18 @@ import queue
 import re
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 from flask import g
 from flask_sqlalchemy import SQLAlchemy
+from helpers import EXAMPLES, ROOT
 
 from ctxcarry import carry_context
 
-HERE = Path(__file__).parent
 TIMEOUT = 20
 
-README = (HERE.parent / "README.md").read_text()
+README = (ROOT / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 PARTS = [f"{item} of acme for ada, at /report" for item in ("tea", "milk")]
 VIEWS = {
@@ -101,7 +100,7 @@ def test_the_test_of_the_readme_passes(readme: dict[str, Any]) -> None:
 
 
 def test_the_quickstart_finds_everything_carried() -> None:
-    command = [sys.executable, str(HERE / "quickstart.py")]
+    command = [sys.executable, str(EXAMPLES / "quickstart.py")]
     done = subprocess.run(command, check=False, text=True, stdout=subprocess.PIPE)
     before, after, _ = done.stdout.split("\n\n")
     assert done.returncode == 0

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import EXAMPLES, ROOT
 
-HERE = Path(__file__).parent
 TIMEOUT = 30
 # What to ask of those that serve.
 PATHS = {
@@ -33,17 +33,13 @@ PATHS = {
 
 
 def lines(name: str) -> list[str]:
-    header = ast.get_docstring(ast.parse((HERE / name).read_text())) or ""
+    header = ast.get_docstring(ast.parse((EXAMPLES / name).read_text())) or ""
     return re.findall(r"^\.venv/bin/.*", header, re.MULTILINE)
 
 
 # The comparison and the page in progress/ have tests of their own.
-EXAMPLES = [
-    path.name
-    for path in sorted(HERE.glob("*.py"))
-    if not re.match("test_|conftest|compare", path.name)
-]
-LINES = [(name, line) for name in EXAMPLES for line in lines(name)]
+NAMES = [path.name for path in sorted(EXAMPLES.glob("*.py"))]
+LINES = [(name, line) for name in NAMES for line in lines(name)]
 
 
 def normal(name: str) -> str:
@@ -64,7 +60,7 @@ def split(line: str) -> tuple[str | None, list[str]]:
 def running(command: list[str], **environ: str) -> Generator[subprocess.Popen[str]]:
     with subprocess.Popen(
         command,
-        cwd=HERE.parent,
+        cwd=ROOT,
         env=os.environ | environ,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -81,7 +77,7 @@ def running(command: list[str], **environ: str) -> Generator[subprocess.Popen[st
 
 
 def test_each_example_names_its_line() -> None:
-    assert {name for name, _ in LINES} == {*EXAMPLES}
+    assert {name for name, _ in LINES} == {*NAMES}
     assert {name for name, line in LINES if line.endswith(" run")} == PATHS.keys()
 
 
@@ -94,7 +90,7 @@ def test_each_line_installs_all_that_the_example_imports(name: str, line: str) -
         if extra and requirement.endswith(f"extra == '{extra}'"):
             installed.add(normal(requirement))
     distributions = importlib.metadata.packages_distributions()
-    tree = ast.parse((HERE / name).read_text())
+    tree = ast.parse((EXAMPLES / name).read_text())
     modules: set[str] = set()
     for statement in tree.body:
         if isinstance(statement, ast.Import):
@@ -131,7 +127,7 @@ def test_an_example_that_prints_ends_by_itself(name: str) -> None:
     _, command = split(line)
     done = subprocess.run(
         command,
-        cwd=HERE.parent,
+        cwd=ROOT,
         check=True,
         stdout=subprocess.PIPE,
         text=True,

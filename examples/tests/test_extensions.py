@@ -12,8 +12,8 @@ import peewee
 import pytest
 import sentry_sdk
 from cachelib import FileSystemCache
-from conftest import TIMEOUT, Late
 from flask import Flask, appcontext_pushed, g, request, session
+from helpers import TIMEOUT, Late
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TIMEOUT
 from flask import Flask, g, request, session
+from helpers import TIMEOUT
 
 from ctxcarry import carry_context
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import EXAMPLES
 
-HERE = Path(__file__).parent
 TIMEOUT = 30
 
 
@@ -135,7 +135,7 @@ def test_coroutines_are_carried(example: Any, path: str, items: list[str]) -> No
 def celery_worker(environ: dict[str, str]) -> Generator[None]:
     command = [sys.executable, "-m", "celery", "--app", "celery_app:celery", "worker"]
     command += ["--pool", "threads", "--concurrency", "2", "--loglevel", "warning"]
-    with subprocess.Popen(command, cwd=HERE, env=environ) as worker:
+    with subprocess.Popen(command, cwd=EXAMPLES, env=environ) as worker:
         try:
             yield
             worker.send_signal(signal.SIGTERM)
