@@ -32,12 +32,11 @@ from flask import (
     stream_with_context,
 )
 from flask_executor import Executor  # type: ignore[import-untyped]
-from helpers import TIMEOUT, Late
+from helpers import EXAMPLES, TIMEOUT, Late
 from sqlalchemy.orm.exc import DetachedInstanceError
 
 from ctxcarry import carry_context
 
-HERE = Path(__file__).parent
 OUTSIDE = "Working outside of request context"
 
 
@@ -565,7 +564,7 @@ def server(*command: str) -> Generator[str]:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     line = [sys.executable, "-m", *(part.format(port=port) for part in command)]
-    with subprocess.Popen(line, cwd=HERE, stderr=subprocess.PIPE, text=True) as run:
+    with subprocess.Popen(line, cwd=EXAMPLES, stderr=subprocess.PIPE, text=True) as run:
         assert run.stderr is not None
         try:
             for text in run.stderr:
