@@ -1,8 +1,9 @@
-# ctxcarry 1.1.0, SPDX-License-Identifier: MIT-0
-"""Carry Flask's context and contextvars into threads, pools, timers and event loops."""
+# ctxcarry 1.2.0, SPDX-License-Identifier: MIT-0
+"""Carry Flask's contexts and context variables into threads, pools and event loops."""
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import contextvars
 import copy
@@ -10,44 +11,32 @@ import decimal
 import functools
 import inspect
 import io
-import sys
+import itertools
 import types
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator
 from typing import Any, ParamSpec, TypeVar, cast
 
+import flask.ctx
 import flask.globals
 import werkzeug.local
 from flask import Request, has_app_context, has_request_context
 from flask.sessions import SecureCookieSession
 from werkzeug.datastructures import EnvironHeaders
 from werkzeug.routing import MapAdapter
+from werkzeug.wsgi import get_content_length
 
 __all__ = ["carry_context"]
-__version__ = "1.1.0"
+__version__ = "1.2.0"
 
 P = ParamSpec("P")
 R = TypeVar("R")
-_dict, _list, _type = cast(Any, (dict, list, type))  # Which no type checker narrows.
-_own = cast(Any, (Request, SecureCookieSession, MapAdapter))
-_HOOKS = "__copy__", "__getstate__", "__new__", "__reduce__", "__setstate__"  # Of copy.
-_PLAIN = {id(cls) for cls in (bool, float, int, list, str, type(None))}  # Never open.
-_FORM_TYPES = "multipart/form-data", "application/x-www-form-urlencoded"
-_DISPATCH = "flask.app", "flask.helpers"  # Of views, and of generators that stream.
-_flask: dict[str, Any] = vars(werkzeug.local) | vars(flask.globals) | vars(flask.ctx)
-_CONTEXTS = _flask["AppContext"], _flask.get("RequestContext", _flask["AppContext"])
-_APART = decimal.Context, *_CONTEXTS  # Not carried as they are.
-_app_ctx: Any = _flask.get("app_ctx")
-_request_ctx: Any = _flask.get("request_ctx", _app_ctx)  # Merged: pallets/flask#5639.
-_stacks: list[Any] = []
-if "app_ctx" not in _flask:  # Up to Flask 2.1.
-    _stacks = [_flask["_app_ctx_stack"], _flask["_request_ctx_stack"]]
-    _app_ctx, _request_ctx = (stack() for stack in _stacks)
 
 
 def carry_context(func: Callable[P, R], /) -> Callable[P, R]:
-    """Make a function run, wherever it is called, in the context that is active now.
+    """Make a function run in the context that is active now, wherever it is called.
 
-    Call this inside a view, and hand the result to a thread, a pool or a timer::
+    Flask's contexts belong to the thread that handles the request. Call this in a view,
+    and hand the result to a thread, a pool, a timer, a greenlet or an event loop::
 
         @app.route("/report")
         def report():
@@ -57,284 +46,659 @@ def carry_context(func: Callable[P, R], /) -> Callable[P, R]:
 
             return list(executor.map(part, request.args.getlist("item")))
 
-    Each call, also many at once (pallets/flask#5252), has its own copies of request,
-    session, ``g`` (pallets/flask#3306) and context variables, as of now, and writes
-    nothing back. A mutable value is shared, but for lists and dicts in the session:
-    replace it, do not change it. Of the request body, what the view has read is there.
+    The context is copied when this is called. Each call of the result pushes contexts
+    of its own, made from that copy, and pops them at its end. Calls may run at the same
+    time, and after the response. They write nothing back to the view.
 
-    Data in ``g`` is carried. An open resource, which has ``close()`` and is a context
-    manager, stays with the view: open one in the call, or pass the view's to it.
+    -   ``request`` and ``session`` are copies. Plain lists, dicts, sets and tuples in
+        the session are copied too. What a task writes to its session is not sent.
+    -   ``g`` and the context variables have the values that they have in the view. A
+        mutable value is shared with the view: replace it, do not change it.
+    -   Database connections, other open resources and objects of an ORM stay with the
+        view. The task opens or loads its own, as ``get_db()`` in Flask's tutorial does.
+    -   Of the request body, the task has what the view has read and the request keeps.
 
-    :param func: any callable but a generator function. A coroutine function stays one.
-    :return: a callable with the same parameters and result. It cannot be pickled.
-    :raises TypeError: if ``func`` is not callable, or a generator function; in the call,
-        if it returns a coroutine and is no coroutine function.
-    :raises RuntimeError: if no context is active, or those of two apps; if the session
-        is not open yet; if a module that a request imports calls this at its top level.
+    Teardown functions run for each call. In ``g`` they find what the task has set, and
+    not what was carried.
+
+    .. warning::
+        A task has its own database connection, so it only sees what is committed.
+        Commit in the view before the task starts.
+
+    :param func: Any callable but a generator function. A coroutine function stays one,
+        and all its steps run in the context.
+    :return: A callable with the same parameters and result. It cannot be pickled.
+    :raises TypeError: If ``func`` is not callable, or is a generator function. The call
+        raises it if ``func`` returns a coroutine and is no coroutine function.
+    :raises RuntimeError: If no context is active, or if a module that is imported during
+        a request calls this at its top level.
     """
-    is_async, snapshot = _check(func), _Snapshot()
+    _check_callable(func)
+    _check_context()
+    snapshot = _Snapshot()
 
-    async def carried_async(*args: P.args, **kwargs: P.kwargs) -> Any:
-        async def call() -> Any:
-            with _Context(snapshot):
-                return await cast(Any, func)(*args, **kwargs)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        with _Call(snapshot, func):
+            result = func(*args, **kwargs)
+            _check_result(result)
+            return result
 
-        return await _steps(snapshot.variables.copy(), call())
+    async def call_async(*args: P.args, **kwargs: P.kwargs) -> Any:
+        with _Call(snapshot, func):
+            return await cast(Any, func)(*args, **kwargs)
 
     def carried(*args: P.args, **kwargs: P.kwargs) -> R:
-        def call() -> R:
-            with _Context(snapshot):
-                return cast(R, _refuse_coroutine(func(*args, **kwargs)))
+        return snapshot.new_variables().run(call, *args, **kwargs)
 
-        return snapshot.variables.copy().run(call)
+    async def carried_async(*args: P.args, **kwargs: P.kwargs) -> Any:
+        return await _Steps(snapshot.new_variables(), call_async(*args, **kwargs))
 
-    return functools.wraps(func)(cast(Any, carried_async if is_async else carried))
-
-
-class _Snapshot:  # What is active now. All calls share it, and none changes it.
-    def __init__(self) -> None:
-        app_context: Any = _app_ctx._get_current_object()
-        self.app, self.merged = app_context.app, False
-        self.request: Any = None
-        made_again: set[Any] = {"_flask_babel"}  # By Flask-Babel.
-        if has_request_context():
-            context: Any = _request_ctx._get_current_object()
-            if context.app is not self.app:
-                raise RuntimeError(
-                    f"carry_context() mixes no apps: {self.app} is active in a request"
-                    f" of {context.app}. Wrap outside of `with other.app_context():`."
-                )
-            self.context_class, self.merged = context.__class__, context is app_context
-            self.url_adapter = _copy(context.url_adapter)
-            request, session = _detach(context.request), None
-            try:
-                session = context.session
-                session.accessed = True  # For responses to vary by cookie.
-            except (AssertionError, AttributeError) as error:
-                if session is None:
-                    why = "carry_context() needs an open session. Wrap inside the view."
-                    raise RuntimeError(why) from error
-            # Flask-Login can load the user again. To ask may load the session.
-            made_again.add("_user_id" in session and "_login_user")
-            self.request, self.session = request, _copy_session(session)
-            parsed = "form" in request.__dict__ and request.mimetype in _FORM_TYPES
-            length = str(request.environ.get("CONTENT_LENGTH")).strip(" 0")
-            sent = length.isdecimal() or "HTTP_TRANSFER_ENCODING" in request.environ
-            self.body = _UnreadBody if sent and not parsed else io.BytesIO
-        self.variables = contextvars.Context()
-        self.decimals: list[Any] = []
-        for variable, value in contextvars.copy_context().items():
-            if not issubclass(_type(value), _APART):
-                self.variables.run(variable.set, value)
-            elif issubclass(_type(value), decimal.Context):  # The rest is Flask's.
-                self.decimals.append((variable, value.copy()))  # Changed in place.
-        for stack in _stacks:
-            self.variables.run(_flask["release_local"], stack)
-        self.g: dict[str, Any] = getattr(app_context.g, "__dict__", {}).copy()
-        self.left: dict[object, object] = {}  # By name, and by identity.
-        for name, value in [*self.g.items()]:
-            if name not in made_again and id(_type(value)) in _PLAIN:
-                continue  # For speed.
-            held = _dict.values(value) if issubclass(_type(value), dict) else ()
-            resources = {id(v): v for v in (value, *held) if _is_resource(v)}
-            if resources or value is not None and name in made_again:
-                self.left |= resources | {name: True, id(value): self.g.pop(name)}
+    wrapper: Any = carried_async if _is_coroutine_function(func) else carried
+    _update_wrapper(wrapper, func)
+    return cast("Callable[P, R]", wrapper)
 
 
-def _is_resource(value: object) -> bool:
-    """Ask the classes alone whether it can be closed and is a context manager."""
-    cls = named = _type(value)
-    if not issubclass(_type(value), werkzeug.local.LocalProxy):  # Which would wake.
-        with contextlib.suppress(Exception):  # Such as a weakref.proxy()'s.
-            named = value.__class__  # Sees through the proxies of tracers.
-    for each in (cls,) if named is cls else (cls, named):
-        manages = hasattr(each, "__exit__") or hasattr(each, "__aexit__")
-        if manages and (hasattr(each, "close") or hasattr(each, "aclose")):
-            return True
-    return False
+# Flask's contexts. Up to Flask 3.1 a request has two, its own and the app's, which has g.
+# Flask 3.2 has one for both (pallets/flask#5639).
+_HAS_ONE_CONTEXT = "RequestContext" not in vars(flask.ctx)
+_AppContext: Any = flask.ctx.AppContext
+_RequestContext: Any = vars(flask.ctx).get("RequestContext", _AppContext)
+
+_STACKS: list[Any] = []
+_release_local: Any = vars(werkzeug.local)["release_local"]  # Flask 2.2 has no type.
+if "app_ctx" in vars(flask.globals):
+    _app_ctx: Any = vars(flask.globals)["app_ctx"]
+    _request_ctx: Any = vars(flask.globals).get("request_ctx", _app_ctx)
+else:  # Up to Flask 2.1. Calling a stack gives a proxy for what is on its top.
+    _STACKS.append(vars(flask.globals)["_app_ctx_stack"])
+    _STACKS.append(vars(flask.globals)["_request_ctx_stack"])
+    _app_ctx, _request_ctx = (stack() for stack in _STACKS)
 
 
-class _Context:  # The context of one call, pushed on entry and popped on exit.
-    def __init__(self, snapshot: _Snapshot) -> None:
-        self.snapshot = snapshot
-        self.pushed: list[Any] = []
+def _active_contexts() -> tuple[Any, Any]:
+    """Return the active app context, and the request context if it is of the same app.
 
-    # For speed, a context is made with this as its app, whose URLs it would bind.
-    def create_url_adapter(self, _: object) -> None: ...
+    A view may push a context of another app. It then sees that app, without a request.
+    """
+    app_context = _app_ctx._get_current_object()
+    if has_request_context():
+        request_context = _request_ctx._get_current_object()
+        if request_context.app is app_context.app:
+            return app_context, request_context
+    return app_context, None
+
+
+class _AppWithAdapter:
+    """Stands in for the app while a request context is made.
+
+    A context asks the app for a URL adapter, which takes longer than all the rest. This
+    hands out the one that the view's context has. The app answers everything else.
+    """
+
+    def __init__(self, app: Any, url_adapter: Any) -> None:
+        self._app = app
+        self._url_adapter = url_adapter
+
+    def create_url_adapter(self, request: object) -> Any:
+        return self._url_adapter
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.snapshot.app, name)
+        return getattr(self._app, name)
+
+
+class _Snapshot:
+    """What is active when carry_context() is called.
+
+    All calls of one wrapper share it and none changes it. It keeps no context, request
+    or stream of the view alive.
+    """
+
+    def __init__(self) -> None:
+        app_context, request_context = _active_contexts()
+        self.app = app_context.app
+        self._copy_g(app_context.g)
+        self._copy_variables()
+        self.request: Any = None
+        self.session: Any = None
+        if request_context is not None:
+            self._copy_request(request_context)
+
+    def _copy_g(self, g: Any) -> None:
+        """Take the data in g, and the names of what stays with the view."""
+        self.attributes: dict[str, Any] = {}
+        self.left_names: set[str] = set()
+        attributes = _get_attributes(g) or {}
+        for name, value in attributes.copy().items():
+            if name in _LEFT_NAMES or _holds_resource(value):
+                self.left_names.add(name)
+            else:
+                self.attributes[name] = value
+
+    def _copy_variables(self) -> None:
+        """Take the context variables, but for Flask's own and for open resources.
+
+        copy_context() alone would keep the view's contexts alive, and show them to
+        signals and teardown functions while those of the task are not pushed.
+        """
+        self.variables = contextvars.Context()
+        self.decimal_contexts: list[tuple[Any, decimal.Context]] = []
+        for variable, value in contextvars.copy_context().items():
+            if _is_a(value, decimal.Context):
+                self.decimal_contexts.append((variable, value.copy()))
+            elif not (
+                _is_a(value, (_AppContext, _RequestContext)) or _holds_resource(value)
+            ):
+                self.variables.run(variable.set, value)
+        for stack in _STACKS:
+            self.variables.run(_release_local, stack)
+
+    def _copy_request(self, context: Any) -> None:
+        """Take the request and the session, detached from the view's."""
+        if context.session is None:
+            raise RuntimeError("carry_context() was called before the session is open.")
+        with contextlib.suppress(AttributeError):
+            context.session.accessed = True  # The response then varies by cookie.
+        self.context_class = context.__class__
+        self.url_adapter = _copy(context.url_adapter)
+        self.request = _copy_request(context.request, None)
+        self.session = _copy_session(context.session, {})
+        self.body_class = _UnreadBody if _has_unread_body(self.request) else io.BytesIO
+
+    def new_variables(self) -> contextvars.Context:
+        """Make the contextvars.Context of one call."""
+        variables = self.variables.copy()
+        for variable, value in self.decimal_contexts:
+            variables.run(variable.set, value.copy())  # It is changed in place.
+        return variables
+
+    def new_contexts(self) -> list[Any]:
+        """Make the contexts of one call, in the order in which they are pushed."""
+        if self.request is None:
+            return [self.app.app_context()]
+        request = _copy_request(self.request, self.body_class())
+        session = _copy_session(self.session, {})
+        app = _AppWithAdapter(self.app, _copy(self.url_adapter))
+        if _HAS_ONE_CONTEXT:
+            context = self.context_class(app, request=request, session=session)
+            contexts = [context]
+        else:
+            context = self.context_class(app, request.environ, request, session)
+            contexts = [self.app.app_context(), context]
+        context.app = self.app
+        context.match_request = _do_nothing  # The view's URL is matched already.
+        return contexts
+
+
+class _Call:
+    """The contexts of one call, which are pushed on entry and popped on exit."""
+
+    def __init__(self, snapshot: _Snapshot, func: object) -> None:
+        self.snapshot = snapshot
+        self.func = func
+        self.pushed: list[Any] = []
 
     def __enter__(self) -> None:
-        snapshot, pushed = self.snapshot, self.pushed
-        for variable, value in snapshot.decimals:
-            variable.set(value.copy())
-        contexts: list[Any] = [] if snapshot.merged else [snapshot.app.app_context()]
-        if snapshot.request is not None:
-            request = _detach(snapshot.request, snapshot.body())
-            given = {"request": request, "session": _copy_session(snapshot.session)}
-            environ = [] if snapshot.merged else [request.environ]
-            app = self if snapshot.context_class in _CONTEXTS else snapshot.app
-            context = snapshot.context_class(app, *environ, **given)
-            context.app, context.url_adapter = snapshot.app, _copy(snapshot.url_adapter)
-            # A push would match again, and a pop would close the view's uploads.
-            context.match_request = request.__dict__["close"] = lambda: None
-            contexts.append(context)
-        self.g, self.at_push = contexts[0].g, snapshot.g
-        self.values = values = getattr(contexts[0].g, "__dict__", {})
-        self.fresh = values.copy()
-        values.update(snapshot.g)
+        contexts = self.snapshot.new_contexts()
+        self.g = contexts[0].g
+        self.attributes = _carry_attributes(self.g, self.snapshot.attributes)
         try:
             for context in contexts:
-                pushed.append(context)
+                # If a receiver of the signal raises, the context is pushed by then.
+                self.pushed.append(context)
                 context.push()
-        except BaseException as error:  # Of a receiver: the context is pushed by then.
-            self.__exit__(None, error, None)
+        except BaseException as error:
+            self._end(error)
             raise
-        self.at_push = values.copy()  # What a receiver takes out is borrowed no longer.
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        values, at_push, snapshot = self.values, self.at_push, self.snapshot
-        for name, value in [*values.items()]:
-            borrowed = at_push.get(name, self) is value is snapshot.g.get(name, self)
-            if borrowed or id(value) in snapshot.left:
-                del values[name]
-        values.update(self.fresh | values)
-        if isinstance(error, AttributeError) and getattr(error, "obj", None) is self.g:
-            if error.name in snapshot.left and sys.version_info >= (3, 11):
-                error.add_note(
-                    f"g.{error.name} stays with the view: open it in the task, or pass"
-                    " it as an argument. carry_context() carries no open resources."
-                )
-        try:  # Not ``with``, which up to Flask 2.1 may preserve a context instead.
-            try:
-                self.pushed.pop().pop(error)
-            finally:
-                for context in self.pushed:  # The app's, up to Flask 3.1.
-                    context.pop(error)
-        except Exception:
+        self._end(error)
+
+    def _end(self, error: BaseException | None) -> None:
+        """Take what was carried out of g, and pop the contexts, whatever happens."""
+        try:
+            self._warn_of_lost_session()
+            self._explain(error, self.snapshot.left_names, _LEFT_NOTE)
+            if self.attributes is not None:
+                self.attributes.remove_carried()
+        finally:
+            self._pop(error)
+
+    def _pop(self, error: BaseException | None) -> None:
+        """Pop the contexts. An error of teardown does not replace one of the task."""
+        try:
+            # Not ``with context``: up to Flask 2.1 that may keep it for a debugger.
+            with contextlib.ExitStack() as stack:
+                for context in self.pushed:
+                    stack.callback(context.pop, error)
+        except Exception as teardown_error:
+            self._explain(teardown_error, self.snapshot.left_names, _LEFT_NOTE)
+            self._explain(teardown_error, self.snapshot.attributes, _CARRIED_NOTE)
             if error is None:
                 raise
             self.snapshot.app.logger.exception("A task failed, and then its teardown.")
 
+    def _warn_of_lost_session(self) -> None:
+        """Log that a change of the session is lost, while the app is developed."""
+        app = self.snapshot.app
+        if self.snapshot.request is None or not (app.debug or app.testing):
+            return
+        # A session of any class may raise here, and so may the values in it.
+        with contextlib.suppress(Exception):
+            if dict(self.pushed[-1].session) != dict(self.snapshot.session):
+                name = getattr(self.func, "__qualname__", repr(self.func))
+                app.logger.warning(_LOST_SESSION, name)
 
-class _UnreadBody(io.RawIOBase):  # The server's stream is the view's to read.
-    readable = cast(Any, io.BytesIO().readable)  # Answers True.
-
-    def readinto(self, _: object, /) -> int:
-        raise RuntimeError(
-            "carry_context() carries what the view has read of the request body. Read"
-            " all of it in the view first, with get_data(), get_json() or form."
-        )
-
-
-def _detach(request: Any, body: Any = None) -> Any:
-    """Copy a request so that nothing of it is the server's, or another call's."""
-    copied, environ = _copy(request), request.environ.copy()
-    environ["werkzeug.request"], environ["wsgi.input"] = None, body
-    copied.__dict__["stream"] = body
-    headers = request.headers
-    if isinstance(headers, EnvironHeaders) and headers.environ is request.environ:
-        copied.headers = type(headers)(environ)
-    copied.environ, copied.view_args = environ, copy.copy(request.view_args)
-    return copied
+    def _explain(self, error: Any, names: Collection[str], note: str) -> None:
+        """Add a note to an AttributeError about one of these names in the task's g."""
+        if isinstance(error, _EXCEPTION_GROUP):
+            for each in error.exceptions:
+                self._explain(each, names, note)
+        elif isinstance(error, AttributeError) and hasattr(error, "add_note"):
+            name = str(error.name)
+            if error.obj is self.g and name in names:
+                error.add_note(note.format(name=name))
 
 
-def _copy_session(session: Any) -> Any:
-    """Copy a session, with the lists and dicts in it, which are changed in place."""
-    copied = _copy(session)
-    copies: dict[int, Any] = {}
-    own = copied if isinstance(copied, _dict) else getattr(copied, "__dict__", _dict())
-    for holder in (holders := [own]):  # They grow meanwhile.
-        kind = _list if _type(holder) is list else _dict
-        for key, value in enumerate(holder) if kind is _list else _dict.items(holder):
-            if _type(value) is list or _type(value) is dict:
-                if id(value) not in copies:
-                    copies[id(value)] = value.copy()
-                    holders.append(copies[id(value)])
-                kind.__setitem__(holder, key, copies[id(value)])
-    return copied
+# From Python 3.11 on, as notes are.
+_EXCEPTION_GROUP: Any = vars(builtins).get("BaseExceptionGroup", ())
+_LEFT_NOTE = (
+    "g.{name} stays with the view: carry_context() does not carry open resources or"
+    " objects of an ORM. Open or load it in the task, as get_db() in Flask's tutorial."
+)
+_CARRIED_NOTE = (
+    "g.{name} was carried from the view. Teardown functions find only what the task has"
+    " set in g. Use g.get({name!r}) there."
+)
+_LOST_SESSION = (
+    "%s changed the session in a task of carry_context(). The change is lost: the task"
+    " has a copy of the session, which is not sent with the response. Return the value"
+    " from the task, and set it in the view."
+)
+
+
+# The attributes of g, and who has set them.
+
+
+class _TaskAttributes(dict[str, Any]):
+    """The ``__dict__`` of a task's g, which notes the names that the task sets.
+
+    Whether a value was carried cannot be seen by its identity. A pool may hand the task
+    the connection that the view had, and ``True`` is always the same object.
+    """
+
+    __slots__ = ("carried", "defaults", "set_names")
+
+    def __init__(self, defaults: dict[str, Any], carried: dict[str, Any]) -> None:
+        super().__init__({**defaults, **carried})
+        self.defaults = defaults
+        self.carried = carried
+        self.set_names: set[str] = set()
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self.set_names.add(name)
+        super().__setitem__(name, value)
+
+    def setdefault(self, name: str, default: Any = None) -> Any:
+        if name not in self:
+            self[name] = default
+        return self[name]
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        for name, value in dict(*args, **kwargs).items():
+            self[name] = value
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Be copied and pickled as the plain dict that this stands for."""
+        return dict, (dict(self),)
+
+    def remove_carried(self) -> None:
+        """Remove what was carried, and put back the defaults that it has replaced."""
+        for name, value in self.carried.items():
+            # Flask 1.x sets an attribute of g without calling __setitem__.
+            is_another = self.get(name, value) is not value
+            if name in self.set_names or is_another:
+                continue
+            self.pop(name, None)
+            if name in self.defaults:
+                self[name] = self.defaults[name]
+
+
+def _get_attributes(g: Any) -> dict[str, Any] | None:
+    """Return the attributes of g, or None if an app's class has no plain ones."""
+    attributes = getattr(g, "__dict__", None)
+    if type(attributes) in (dict, _TaskAttributes):
+        return cast("dict[str, Any]", attributes)
+    return None
+
+
+def _carry_attributes(g: Any, carried: dict[str, Any]) -> _TaskAttributes | None:
+    """Give g what is carried, or return None if an app's class does not allow it."""
+    defaults = _get_attributes(g)
+    if defaults is None:
+        return None
+    attributes = _TaskAttributes(defaults, carried)
+    try:
+        # A plain assignment would add an attribute of this name to g.
+        object.__setattr__(g, "__dict__", attributes)
+    except (AttributeError, TypeError):
+        return None
+    return attributes
+
+
+# What is copied, and how.
+
+
+def _is_a(value: object, classes: Any) -> bool:
+    """Ask the type alone: isinstance() would look up what a LocalProxy stands for."""
+    return issubclass(type(value), classes)
+
+
+_COPY_HOOKS = "__copy__", "__getnewargs__", "__getnewargs_ex__", "__setstate__"
+_COPIED_PLAINLY: tuple[Any, ...] = (Request, SecureCookieSession, MapAdapter)
 
 
 def _copy(original: Any) -> Any:
-    """Return ``copy.copy(original)``, where that neither recurses nor sets items."""
-    cls = _type(original)
-    if not (own := cls in _own):
-        recurses = hasattr(cls, "__getattr__")
-        odd = recurses or issubclass(cls, _dict) and hasattr(original, "__dict__")
-        asked = _HOOKS[:1] if recurses else _HOOKS
-        if not odd or any(getattr(cls, n, n) is not getattr(dict, n, n) for n in asked):
-            return copy.copy(original)
-    copied = cls.__new__(cls)
-    if issubclass(cls, _dict):
-        _dict.update(copied, original if own else _dict.items(original))
-    if own:  # For speed.
-        copied.__dict__ = original.__dict__.copy()
-        return copied
-    object.__setattr__(copied, "__dict__", original.__dict__.copy())
-    each = (v for b in map(vars, cls.__mro__) if b.get("__slots__") for v in b.values())
-    for slot in filter(inspect.ismemberdescriptor, each):
-        with contextlib.suppress(AttributeError):  # It may not be set.
-            slot.__set__(copied, slot.__get__(original))
+    """Copy an object with its attributes, and with its items if it is a dict.
+
+    copy.copy() calls __getstate__, which may leave out what cannot be pickled. It calls
+    __setitem__, which may write to a session store. It looks up names on a copy without
+    attributes, so a __getattr__ may recurse without end.
+    """
+    cls = cast(Any, type(original))
+    # For speed, Flask's own classes are not asked.
+    if cls not in _COPIED_PLAINLY and _needs_copy_module(cls):
+        return copy.copy(original)
+    try:
+        copied = cls.__new__(cls)
+        if _is_a(original, dict):
+            cast(Any, dict).update(copied, cast(Any, dict).items(original))
+        object.__setattr__(copied, "__dict__", original.__dict__.copy())
+    except (AttributeError, TypeError):  # It has no plain __new__ or no plain __dict__.
+        return copy.copy(original)
     return copied
 
 
-def _refuse_coroutine(result: Any) -> Any:
-    """Return the result of a call, unless it is a coroutine that has yet to run."""
-    is_coroutine = _type(result) is types.CoroutineType
-    if is_coroutine and inspect.getcoroutinestate(result) == inspect.CORO_CREATED:
+def _needs_copy_module(cls: Any) -> bool:
+    """Say whether a class is copied in a way of its own, or has slots."""
+    if any(hasattr(cls, name) for name in _COPY_HOOKS):
+        return True
+    if hasattr(cls, "__getattr__"):
+        return False
+    has_slots = any(base.__dict__.get("__slots__") for base in cls.__mro__)
+    return has_slots or cls.__reduce__ is not object.__reduce__
+
+
+def _copy_request(request: Any, body: Any) -> Any:
+    """Copy a request, with nothing of the server's or of another call's in it."""
+    copied = _copy(request)
+    environ = request.environ.copy()
+    environ["werkzeug.request"] = None  # It is the request, so it keeps that alive.
+    environ["wsgi.input"] = body
+    headers = request.headers
+    if isinstance(headers, EnvironHeaders) and headers.environ is request.environ:
+        copied.headers = type(headers)(environ)
+    copied.environ = environ
+    copied.stream = body
+    copied.view_args = copy.copy(request.view_args)
+    # A context closes its request, and the request its uploads, which are the view's.
+    copied.close = _do_nothing
+    return copied
+
+
+def _copy_session(session: Any, copies: dict[int, Any]) -> Any:
+    """Copy a session, and the containers in its items and attributes.
+
+    ``copies`` has what is copied already, so that containers may contain each other.
+    """
+    if id(session) in copies:
+        return copies[id(session)]
+    copied = _copy(session)
+    copies[id(session)] = copied
+    if _is_a(copied, dict):
+        for key, value in cast(Any, dict).items(copied):
+            # A plain assignment may write to a session store.
+            cast(Any, dict).__setitem__(copied, key, _copy_containers(value, copies))
+    attributes = getattr(copied, "__dict__", {})
+    for name, value in attributes.items():
+        if _is_a(value, dict) and value.__class__ is not dict:
+            # Beaker's session stands for another one, which it has as an attribute.
+            attributes[name] = _copy_session(value, copies)
+        else:
+            attributes[name] = _copy_containers(value, copies)
+    return copied
+
+
+def _copy_containers(value: Any, copies: dict[int, Any]) -> Any:
+    """Copy a plain list, dict, set or tuple, and those in it. Return all else as is."""
+    kind = cast(Any, type(value))
+    if kind not in (list, dict, set, tuple):
+        return value
+    if id(value) in copies:
+        return copies[id(value)]
+    if kind is tuple:
+        copied: Any = tuple([_copy_containers(item, copies) for item in value])
+        copies[id(value)] = copied
+        return copied
+    copied = value.copy()
+    copies[id(value)] = copied
+    if kind is list:
+        for index, item in enumerate(value):
+            copied[index] = _copy_containers(item, copies)
+    elif kind is dict:
+        for key, item in value.items():
+            copied[key] = _copy_containers(item, copies)
+    return copied
+
+
+def _do_nothing() -> None:
+    """Stand in for a method that must not run for a task."""
+
+
+# The request body.
+
+_FORM_TYPES = "multipart/form-data", "application/x-www-form-urlencoded"
+_METHODS_WITHOUT_BODY = "GET", "HEAD", "DELETE", "OPTIONS", "TRACE"
+
+
+class _UnreadBody(io.RawIOBase):
+    """Stands for a body that the request does not keep: the server's, for the view."""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: object, /) -> int:
+        raise RuntimeError(
+            "carry_context() carries only what the view has read of the request body and"
+            " the request keeps. Read all of it in the view first, with get_json(),"
+            " get_data() or form. Of an uploaded file, call read() or save() there."
+        )
+
+
+def _has_unread_body(request: Any) -> bool:
+    """Say whether there is a body, and no form that was parsed from it."""
+    if "form" in vars(request) and request.mimetype in _FORM_TYPES:
+        is_multipart = request.mimetype == "multipart/form-data"
+        if not is_multipart or "boundary" in request.mimetype_params:
+            return False
+    environ = request.environ
+    if get_content_length(environ) or "HTTP_TRANSFER_ENCODING" in environ:
+        return True
+    # HTTP/2 has neither of the two, if the client does not know the length.
+    return bool(
+        not environ.get("CONTENT_LENGTH")
+        and environ.get("wsgi.input_terminated")
+        and environ.get("SERVER_PROTOCOL", "").startswith(("HTTP/2", "HTTP/3"))
+        and request.method not in _METHODS_WITHOUT_BODY
+    )
+
+
+# Open resources, which stay with the view.
+
+_CLOSING = "close", "aclose", "disconnect", "unbind"
+_MANAGING = "__exit__", "__aexit__", "commit", "transaction"
+_LEFT_NAMES = "_flask_babel", "fs_authn_via"  # Their extensions make them again.
+_NO_RESOURCES = bool, bytes, float, int, str, type(None), io.BytesIO, io.StringIO
+# By their ids, as a class may refuse to be hashed.
+_NO_RESOURCE_IDS = {id(cls) for cls in _NO_RESOURCES}
+
+
+def _holds_resource(value: object) -> bool:
+    """Say whether a value is an open resource, or a container with one in it."""
+    if id(type(value)) in _NO_RESOURCE_IDS:  # For speed: most values are plain.
+        return False
+    if _is_a(value, dict):
+        values = cast(Any, dict).values(value)
+    elif _is_a(value, (list, tuple, set)):
+        values = cast(Any, value)
+    else:
+        return _is_resource(value)
+    # Only the first ones, as a dict in g may be large. Another thread may change it, and
+    # making this list is one step for Python.
+    first_values = [*itertools.islice(values, 100)]
+    return _is_resource(value) or any(map(_is_resource, first_values))
+
+
+def _is_resource(value: object) -> bool:
+    """Ask the class of a value, and the class that it stands for, as tracers' do."""
+    cls: Any = type(value)
+    if id(cls) in _NO_RESOURCE_IDS:
+        return False
+    with contextlib.suppress(Exception):  # A class that cannot be asked is data.
+        if _is_resource_class(cls):
+            return True
+        # Not of a LocalProxy, which would look up what it stands for.
+        if not _is_a(value, werkzeug.local.LocalProxy) and value.__class__ is not cls:
+            return _is_resource_class(value.__class__)
+    return False
+
+
+def _is_resource_class(cls: Any) -> bool:
+    """Say whether it can be closed and has a block or a transaction, or is an ORM's."""
+    # A class may have a member of that name that is no method, such as a column.
+    closes = any(callable(getattr(cls, name, None)) for name in _CLOSING)
+    if closes and any(callable(getattr(cls, name, None)) for name in _MANAGING):
+        return True
+    return hasattr(cls, "__mapper__")  # SQLAlchemy.
+
+
+# Coroutines.
+
+
+class _Steps(Generator[Any, Any, Any]):
+    """Awaits a coroutine with each of its steps in a context, on any event loop."""
+
+    def __init__(self, context: contextvars.Context, coroutine: Any) -> None:
+        self._context = context
+        self._coroutine = coroutine
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self
+
+    def send(self, value: Any, /) -> Any:
+        return self._context.run(self._coroutine.send, value)
+
+    def throw(self, *error: Any) -> Any:
+        try:
+            return self._context.run(self._coroutine.throw, *error)
+        finally:
+            # The traceback of an error holds this frame. If the frame held the error,
+            # neither would go without the garbage collector.
+            del error
+
+
+def _check_result(result: Any) -> None:
+    """Refuse a coroutine that has yet to start, as it would start without the context."""
+    if not _is_a(result, types.CoroutineType):
+        return
+    if inspect.getcoroutinestate(result) == inspect.CORO_CREATED:
         result.close()
         raise TypeError(
-            "The function in carry_context() returned a coroutine to run outside. Await"
-            f" carry_context({result.__name__})(), or carry asyncio.run in a thread."
+            "The function in carry_context() returned a coroutine, which would run later,"
+            f" without the context. Await carry_context({result.__name__})() in an event"
+            " loop, or carry asyncio.run in a thread."
         )
-    return result
 
 
-@types.coroutine
-def _steps(context: contextvars.Context, coroutine: Any) -> Generator[Any, Any, Any]:
-    """Await a coroutine with each of its steps in the context, as in PEP 380."""
-    step, value = coroutine.send, None
-    while True:
-        try:
-            awaited = [context.run(step, value)]
-        except StopIteration as stop:
-            return stop.value
-        finally:
-            del value  # An error, or a future with one, would be in a cycle.
-        try:
-            step, value = coroutine.send, (yield awaited.pop())
-        except BaseException as error:
-            step, value = coroutine.throw, error
+# What is refused, and how the result looks.
 
 
-def _check(func: Any) -> object:
-    """Say whether this is, or is marked as, a coroutine function. Raise if unfit."""
+def _is_coroutine_function(func: Any) -> bool:
+    """Say whether func is written, or marked, as a coroutine function."""
+    if _code_flags(func) & inspect.CO_COROUTINE:
+        return True
+    with contextlib.suppress(TypeError):  # inspect fails on a mock of a function.
+        return inspect.iscoroutinefunction(func)
+    return False
+
+
+def _code_flags(func: Any) -> int:
+    """Return the flags of the code that a call of func runs, as inspect has them."""
     while isinstance(func, functools.partial):
         func = cast(Any, func).func
+    if not isinstance(func, (types.FunctionType, types.MethodType)):
+        func = type(func).__call__
+    code = getattr(func, "__code__", None)
+    return code.co_flags if isinstance(code, types.CodeType) else 0
+
+
+def _check_callable(func: Any) -> None:
+    """Refuse what cannot be called, and what would run after the call."""
     if not callable(func):
         raise TypeError(
             f"carry_context() takes a function, not {type(func).__qualname__!r}. Pass"
-            " the function, not its result, nor what holds it: carry_context(task)."
+            " the function itself, carry_context(task), not its result, and not a"
+            " Thread or a Future."
         )
-    function = func if hasattr(func, "__code__") else type(func).__call__
-    flags: int = getattr(getattr(function, "__code__", None), "co_flags", 0)
-    if flags & (inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR):
+    if _code_flags(func) & (inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR):
         raise TypeError(
-            f"carry_context() cannot carry into the generator function {func!r}: its"
-            " body would run outside. Wrap the function that iterates over it."
+            f"carry_context() cannot carry the generator function {func!r}: its body"
+            " would run later, without the context. Wrap the function that iterates"
+            " over it."
         )
+
+
+def _check_context() -> None:
+    """Refuse to carry if there is no context, or one that belongs to a single request."""
     advice = "Wrap the task inside the view: executor.submit(carry_context(task))."
     if not has_app_context():
-        raise RuntimeError(f"There is no active Flask context to carry. {advice}")
-    frame: Any = inspect.currentframe() if has_request_context() else None
-    while frame and (names := frame.f_globals).get("__name__") not in _DISPATCH:
+        raise RuntimeError(
+            f"There is no active Flask context to carry. {advice} Wrap a job that"
+            " belongs to no request under `with app.app_context():`."
+        )
+    if has_request_context():
+        module = _find_importing_module()
+        if module is not None:
+            raise RuntimeError(
+                f"carry_context() was called while a request imports the module {module!r}."
+                f" All later calls would run with this one request. {advice}"
+            )
+
+
+# They call the view, and what makes a streamed response.
+_DISPATCHING = "flask.app", "flask.helpers"
+
+
+def _find_importing_module() -> str | None:
+    """Return the name of the module whose import has called this, if the view has it."""
+    frame = inspect.currentframe()
+    # No further than to the view: an app may be served while its module is imported.
+    while frame and frame.f_globals.get("__name__") not in _DISPATCHING:
         if frame.f_code.co_name == "<module>":
-            if getattr(names.get("__spec__"), "_initializing", False):
-                raise RuntimeError(
-                    "carry_context() was called while a request, which all calls would"
-                    f" carry, imports the module {names['__name__']!r}. {advice}"
-                )
+            spec = frame.f_globals.get("__spec__")
+            if getattr(spec, "_initializing", False):
+                return str(frame.f_globals["__name__"])
         frame = frame.f_back
-    odd = _type(func) is not types.FunctionType or func.__dict__  # For speed.
-    return flags & inspect.CO_COROUTINE or odd and inspect.iscoroutinefunction(func)
+    return None
+
+
+def _update_wrapper(wrapper: Any, func: Any) -> None:
+    """Make the wrapper look like the function, as functools.wraps() does."""
+    try:
+        functools.update_wrapper(wrapper, func)
+    except TypeError:
+        # An xmlrpc method answers any attribute, also __name__, with another method.
+        functools.update_wrapper(wrapper, func.__call__)
+    # Queues store a function by this name, and would run the bare function later. They
+    # refuse the name of a local function.
+    name = getattr(wrapper.__wrapped__, "__qualname__", "carried")
+    wrapper.__qualname__ = f"carry_context.<locals>.{name}"
