@@ -77,25 +77,35 @@ def carry_context(func: Callable[P, R], /) -> Callable[P, R]:
     _check_context()
     snapshot = _Snapshot()
 
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        with _Call(snapshot, func):
-            result = func(*args, **kwargs)
-            _check_result(result)
-            return result
-
-    async def call_async(*args: P.args, **kwargs: P.kwargs) -> Any:
-        with _Call(snapshot, func):
-            return await cast(Any, func)(*args, **kwargs)
-
     def carried(*args: P.args, **kwargs: P.kwargs) -> R:
-        return snapshot.new_variables().run(call, *args, **kwargs)
+        variables = snapshot.new_variables()
+        return variables.run(_call, snapshot, func, *args, **kwargs)
 
     async def carried_async(*args: P.args, **kwargs: P.kwargs) -> Any:
-        return await _Steps(snapshot.new_variables(), call_async(*args, **kwargs))
+        variables = snapshot.new_variables()
+        return await _Steps(variables, _call_async(snapshot, func, *args, **kwargs))
 
     wrapper: Any = carried_async if _is_coroutine_function(func) else carried
     _update_wrapper(wrapper, func)
     return cast("Callable[P, R]", wrapper)
+
+
+def _call(
+    snapshot: _Snapshot, func: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
+) -> R:
+    """Call a function in contexts of its own."""
+    with _PushedContexts(snapshot, func):
+        result = func(*args, **kwargs)
+        _check_result(result)
+        return result
+
+
+async def _call_async(
+    snapshot: _Snapshot, func: Callable[P, Any], /, *args: P.args, **kwargs: P.kwargs
+) -> Any:
+    """Call a coroutine function, and await it, in contexts of its own."""
+    with _PushedContexts(snapshot, func):
+        return await func(*args, **kwargs)
 
 
 # Flask's contexts. Up to Flask 3.1 a request has two, its own and the app's, which has g.
@@ -166,16 +176,16 @@ class _Snapshot:
     def _copy_g(self, g: Any) -> None:
         """Take the data in g, and the names of what stays with the view."""
         self.attributes: dict[str, Any] = {}
-        self.left_names: set[str] = set()
+        self.left_names: list[str] = []
         attributes = _get_attributes(g) or {}
         for name, value in attributes.copy().items():
             if name in _LEFT_NAMES or _holds_resource(value):
-                self.left_names.add(name)
+                self.left_names.append(name)
             else:
                 self.attributes[name] = value
 
     def _copy_variables(self) -> None:
-        """Take the context variables, but for Flask's own and for open resources.
+        """Take the context variables, but for Flask's contexts and open resources.
 
         copy_context() alone would keep the view's contexts alive, and show them to
         signals and teardown functions while those of the task are not pushed.
@@ -185,23 +195,22 @@ class _Snapshot:
         for variable, value in contextvars.copy_context().items():
             if _is_a(value, decimal.Context):
                 self.decimal_contexts.append((variable, value.copy()))
-            elif not (
-                _is_a(value, (_AppContext, _RequestContext)) or _holds_resource(value)
-            ):
+            elif not _holds_resource(value):
                 self.variables.run(variable.set, value)
         for stack in _STACKS:
             self.variables.run(_release_local, stack)
 
     def _copy_request(self, context: Any) -> None:
         """Take the request and the session, detached from the view's."""
-        if context.session is None:
+        session = context.session
+        if session is None:
             raise RuntimeError("carry_context() was called before the session is open.")
         with contextlib.suppress(AttributeError):
-            context.session.accessed = True  # The response then varies by cookie.
+            session.accessed = True  # The response then varies by cookie.
         self.context_class = context.__class__
         self.url_adapter = _copy(context.url_adapter)
         self.request = _copy_request(context.request, None)
-        self.session = _copy_session(context.session, {})
+        self.session = _copy_session(session, {})
         self.body_class = _UnreadBody if _has_unread_body(self.request) else io.BytesIO
 
     def new_variables(self) -> contextvars.Context:
@@ -225,11 +234,13 @@ class _Snapshot:
             context = self.context_class(app, request.environ, request, session)
             contexts = [self.app.app_context(), context]
         context.app = self.app
-        context.match_request = _do_nothing  # The view's URL is matched already.
+        # The URL is matched already. The uploads, which close() closes, are the view's.
+        context.match_request = _do_nothing
+        request.close = _do_nothing
         return contexts
 
 
-class _Call:
+class _PushedContexts:
     """The contexts of one call, which are pushed on entry and popped on exit."""
 
     def __init__(self, snapshot: _Snapshot, func: object) -> None:
@@ -267,9 +278,11 @@ class _Call:
         """Pop the contexts. An error of teardown does not replace one of the task."""
         try:
             # Not ``with context``: up to Flask 2.1 that may keep it for a debugger.
-            with contextlib.ExitStack() as stack:
-                for context in self.pushed:
-                    stack.callback(context.pop, error)
+            try:
+                self.pushed.pop().pop(error)
+            finally:
+                for context in self.pushed:  # The app's, up to Flask 3.1.
+                    context.pop(error)
         except Exception as teardown_error:
             self._explain(teardown_error, self.snapshot.left_names, _LEFT_NOTE)
             self._explain(teardown_error, self.snapshot.attributes, _CARRIED_NOTE)
@@ -440,8 +453,6 @@ def _copy_request(request: Any, body: Any) -> Any:
     copied.environ = environ
     copied.stream = body
     copied.view_args = copy.copy(request.view_args)
-    # A context closes its request, and the request its uploads, which are the view's.
-    copied.close = _do_nothing
     return copied
 
 
@@ -532,7 +543,7 @@ def _has_unread_body(request: Any) -> bool:
     )
 
 
-# Open resources, which stay with the view.
+# Open resources, which stay with the view. Flask's contexts are among them.
 
 _CLOSING = "close", "aclose", "disconnect", "unbind"
 _MANAGING = "__exit__", "__aexit__", "commit", "transaction"
@@ -574,11 +585,12 @@ def _is_resource(value: object) -> bool:
 
 def _is_resource_class(cls: Any) -> bool:
     """Say whether it can be closed and has a block or a transaction, or is an ORM's."""
+    if hasattr(cls, "__mapper__"):  # SQLAlchemy's mapped classes have it.
+        return True
     # A class may have a member of that name that is no method, such as a column.
     closes = any(callable(getattr(cls, name, None)) for name in _CLOSING)
-    if closes and any(callable(getattr(cls, name, None)) for name in _MANAGING):
-        return True
-    return hasattr(cls, "__mapper__")  # SQLAlchemy.
+    manages = any(callable(getattr(cls, name, None)) for name in _MANAGING)
+    return (closes and manages) or issubclass(cls, (_AppContext, _RequestContext))
 
 
 # Coroutines.
@@ -624,21 +636,29 @@ def _check_result(result: Any) -> None:
 
 def _is_coroutine_function(func: Any) -> bool:
     """Say whether func is written, or marked, as a coroutine function."""
+    func = _unwrap_partial(func)
     if _code_flags(func) & inspect.CO_COROUTINE:
         return True
+    if isinstance(func, types.FunctionType) and not vars(func):
+        return False  # For speed: it has no mark.
     with contextlib.suppress(TypeError):  # inspect fails on a mock of a function.
         return inspect.iscoroutinefunction(func)
     return False
 
 
 def _code_flags(func: Any) -> int:
-    """Return the flags of the code that a call of func runs, as inspect has them."""
-    while isinstance(func, functools.partial):
-        func = cast(Any, func).func
+    """Return the flags that inspect has for the code of a function or a __call__."""
     if not isinstance(func, (types.FunctionType, types.MethodType)):
         func = type(func).__call__
     code = getattr(func, "__code__", None)
     return code.co_flags if isinstance(code, types.CodeType) else 0
+
+
+def _unwrap_partial(func: Any) -> Any:
+    """Return what a functools.partial calls in the end."""
+    while isinstance(func, functools.partial):
+        func = cast(Any, func).func
+    return func
 
 
 def _check_callable(func: Any) -> None:
@@ -649,7 +669,9 @@ def _check_callable(func: Any) -> None:
             " the function itself, carry_context(task), not its result, and not a"
             " Thread or a Future."
         )
-    if _code_flags(func) & (inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR):
+    if _code_flags(_unwrap_partial(func)) & (
+        inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
+    ):
         raise TypeError(
             f"carry_context() cannot carry the generator function {func!r}: its body"
             " would run later, without the context. Wrap the function that iterates"
