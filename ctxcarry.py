@@ -166,14 +166,14 @@ class _Snapshot:
     def __init__(self) -> None:
         app_context, request_context = _active_contexts()
         self.app = app_context.app
-        self._copy_g(app_context.g)
-        self._copy_variables()
+        self._take_g(app_context.g)
+        self._take_variables()
         self.request: Any = None
         self.session: Any = None
         if request_context is not None:
-            self._copy_request(request_context)
+            self._take_request(request_context)
 
-    def _copy_g(self, g: Any) -> None:
+    def _take_g(self, g: Any) -> None:
         """Take the data in g, and the names of what stays with the view."""
         self.attributes: dict[str, Any] = {}
         self.left_names: list[str] = []
@@ -184,7 +184,7 @@ class _Snapshot:
             else:
                 self.attributes[name] = value
 
-    def _copy_variables(self) -> None:
+    def _take_variables(self) -> None:
         """Take the context variables, but for Flask's contexts and open resources.
 
         copy_context() alone would keep the view's contexts alive, and show them to
@@ -200,7 +200,7 @@ class _Snapshot:
         for stack in _STACKS:
             self.variables.run(_release_local, stack)
 
-    def _copy_request(self, context: Any) -> None:
+    def _take_request(self, context: Any) -> None:
         """Take the request and the session, detached from the view's."""
         session = context.session
         if session is None:
@@ -238,6 +238,23 @@ class _Snapshot:
         context.match_request = _do_nothing
         request.close = _do_nothing
         return contexts
+
+
+_LEFT_NOTE = (
+    "g.{name} stays with the view: carry_context() does not carry open resources or"
+    " objects of an ORM. Open or load it in the task, as get_db() in Flask's tutorial."
+)
+_CARRIED_NOTE = (
+    "g.{name} was carried from the view. Teardown functions find only what the task has"
+    " set in g. Use g.get({name!r}) there."
+)
+_LOST_SESSION = (
+    "%s changed the session in a task of carry_context(). The change is lost: the task"
+    " has a copy of the session, which is not sent with the response. Return the value"
+    " from the task, and set it in the view."
+)
+# Python 3.10 has neither groups nor notes.
+_EXCEPTION_GROUP: Any = vars(builtins).get("BaseExceptionGroup", ())
 
 
 class _PushedContexts:
@@ -310,23 +327,6 @@ class _PushedContexts:
             name = str(error.name)
             if error.obj is self.g and name in names:
                 error.add_note(note.format(name=name))
-
-
-# From Python 3.11 on, as notes are.
-_EXCEPTION_GROUP: Any = vars(builtins).get("BaseExceptionGroup", ())
-_LEFT_NOTE = (
-    "g.{name} stays with the view: carry_context() does not carry open resources or"
-    " objects of an ORM. Open or load it in the task, as get_db() in Flask's tutorial."
-)
-_CARRIED_NOTE = (
-    "g.{name} was carried from the view. Teardown functions find only what the task has"
-    " set in g. Use g.get({name!r}) there."
-)
-_LOST_SESSION = (
-    "%s changed the session in a task of carry_context(). The change is lost: the task"
-    " has a copy of the session, which is not sent with the response. Return the value"
-    " from the task, and set it in the view."
-)
 
 
 # The attributes of g, and who has set them.
