@@ -644,7 +644,7 @@ def programs(
     for name in fields:
         values = get_args(Program.__annotations__[name]) or (False, True)
         varied[name] = st.sampled_from(values)
-    return st.fixed_dictionaries(varied).map(lambda v: make_program(**fixed, **v))
+    return st.fixed_dictionaries(varied).map(lambda v: make_program(**{**v, **fixed}))
 
 
 def make_program(**fields: Any) -> Program:
@@ -665,7 +665,7 @@ KINDS = {
     **{source: of_database(source=source) for source in SOURCES},
     "context variable": of_database("source", place="variable"),
     "commit on a flag": programs(
-        ["write", "mark", "unmark"], "teardown", commits="flag in g"
+        ["write", "mark"], commits="flag in g", hook=("mark",)
     ),
     "g and context variables": programs(["note", "forget", "tenant", "send"]),
     **{
@@ -680,7 +680,7 @@ KINDS = {
     ),
 }
 some = settings(
-    max_examples=30,
+    max_examples=40,
     deadline=None,
     phases=[Phase.reuse, Phase.generate, Phase.shrink],
     suppress_health_check=[HealthCheck.too_slow],
