@@ -705,3 +705,32 @@ def test_each_exception_is_needed(allowed: Allowed) -> None:
     for check in allowed.checks:
         with pytest.raises(AssertionError):
             some(given(st.just(allowed.example))(check))()
+
+
+FOUND_IN_1_1_0 = {
+    "pool": Program(
+        source="pool",
+        before=("open",),
+        tasks=(Task(("open",), "after the response"),),
+    ),
+    "flag": Program(
+        commits="flag in g", hook=("mark",), tasks=(Task(("write", "mark")),)
+    ),
+    "handle": Program(source="handle", before=("open",), tasks=(Task(("open",)),)),
+    "registry": Program(source="registry", before=("open",), tasks=(Task(("open",)),)),
+    "own class": Program(
+        source="own class", before=("open",), tasks=(Task(("write",)),)
+    ),
+    "variable": Program(place="variable", before=("open",), tasks=(Task(()),)),
+    "notes in a dict": Program(session="notes in a dict", tasks=(Task(("sign",)),)),
+    "notes in a set": Program(session="notes in a set", tasks=(Task(("sign",)),)),
+    "shell": Program(session="shell", tasks=(Task(("sign",)),)),
+}
+
+
+@pytest.mark.parametrize(
+    "program", [pytest.param(p, id=name) for name, p in FOUND_IN_1_1_0.items()]
+)
+def test_what_was_drawn_and_found_in_1_1_0_stays_mended(program: Program) -> None:
+    check_ends_as_well(program)
+    check_view_notices_nothing(program)
