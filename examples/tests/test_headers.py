@@ -121,7 +121,7 @@ def test_an_example_that_serves_answers(name: str, tmp_path: Path) -> None:
             assert response.headers["Content-Type"] == "application/json"
 
 
-@pytest.mark.parametrize("name", ["extension_state.py", "quickstart.py"])
+@pytest.mark.parametrize("name", ["extension_state.py", "what_a_task_sees.py"])
 def test_an_example_that_prints_ends_by_itself(name: str) -> None:
     (line,) = lines(name)
     _, command = split(line)

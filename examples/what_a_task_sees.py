@@ -1,7 +1,7 @@
 """One request to a threaded server, and what its tasks see of it, by how they are run.
 
 Run it with:
-.venv/bin/python examples/quickstart.py
+.venv/bin/python examples/what_a_task_sees.py
 """
 
 import asyncio
