@@ -2,7 +2,8 @@
 
 Run it with:
 .venv/bin/pip install -q ".[examples]" && .venv/bin/flask --app examples/async_tasks.py run
-and open /gather, /elsewhere or /executor.
+and open http://127.0.0.1:5000/gather, http://127.0.0.1:5000/elsewhere
+or http://127.0.0.1:5000/executor
 """
 
 import asyncio

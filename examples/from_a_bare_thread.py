@@ -2,7 +2,7 @@
 
 Run it with:
 .venv/bin/flask --app examples/from_a_bare_thread.py run
-and open /execute_task.
+and open http://127.0.0.1:5000/execute_task
 
 What changed: one decorator. The task knows the request that started it, after the
 response as well, and nothing needs to be passed to it by hand.

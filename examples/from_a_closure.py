@@ -3,9 +3,11 @@
 Run it with:
 .venv/bin/flask --app examples/from_a_closure.py run
 
+and open http://127.0.0.1:5000/ or http://127.0.0.1:5000/?source=contextvars
+and, to see a task without carry_context, http://127.0.0.1:5000/?copy=false
+
 What changed: the closure is gone, carry_context is in its place. One wrapper can be
-called many times at once. Ask for /?source=contextvars, or for /?copy=false to see a
-task without it.
+called many times at once.
 
 What behaves differently: an open connection in g stays with the view, and the task
 opens its own. What a task writes to session and request stays with the task. Teardown
@@ -19,7 +21,7 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from flask import Flask, abort, g, request
+from flask import Flask, abort, g, has_app_context, request
 
 from ctxcarry import carry_context
 
@@ -35,7 +37,7 @@ def identify() -> None:
 
 
 def from_g() -> str | None:
-    return g.request_id if g else None
+    return g.request_id if has_app_context() else None
 
 
 def from_contextvars() -> str | None:

@@ -2,7 +2,8 @@
 
 Run it with:
 .venv/bin/flask --app examples/from_flask_executor.py run
-and open /start-task/3, then /get-task-result, or /squares/5.
+and open http://127.0.0.1:5000/start-task/3, then http://127.0.0.1:5000/get-task-result,
+or http://127.0.0.1:5000/squares/5
 
 What changed: the executor is the standard one, and wraps nothing by itself: wrap the
 function with carry_context, and what is given to add_done_callback too. Keep futures in
@@ -37,7 +38,7 @@ def work(duration: int) -> str:
 
 
 def log_end(task: Future[str]) -> None:
-    log.warning("%s ended: %s", request.full_path, task.exception() or task.result())
+    log.warning("%s ended: %s", request.path, task.exception() or task.result())
 
 
 @app.route("/start-task/<int(signed=True):duration>")
@@ -49,7 +50,7 @@ def start_task(duration: int) -> Any:
         if key in tasks and not tasks[key].done():
             abort(409, "A task with this key is still running.")
         tasks[key] = executor.submit(carry_context(work), duration)
-    tasks[key].add_done_callback(carry_context(log_end))
+        tasks[key].add_done_callback(carry_context(log_end))
     return {"started": key}, 202
 
 

@@ -2,7 +2,9 @@
 
 Run it with:
 .venv/bin/flask --app examples/from_flask_threads.py run
-and open /user/thread or /user/executor.
+and ask it with:
+curl -H "User-Id: 17" http://127.0.0.1:5000/user/thread
+curl -H "User-Id: 17" http://127.0.0.1:5000/user/executor
 
 What changed: Thread and ThreadPoolExecutor are the standard ones, and the function is
 wrapped with carry_context. The request, the session and the context variables are
@@ -27,7 +29,7 @@ executor = ThreadPoolExecutor()
 
 @app.before_request
 def remember_user() -> None:
-    g.user_id = request.headers.get("user-id")
+    g.user_id = request.headers.get("User-Id")
 
 
 def get_user() -> dict[str, str]:

@@ -1,4 +1,7 @@
-"""One request to a threaded server, and what its tasks see of it, by how they are run.
+"""What tasks see of one request, without and with carry_context, by how they are run.
+
+A server, a request, and a table for each way: a pool, a thread, a greenlet (if gevent
+is installed), a coroutine on a loop in another thread, a timer after the response.
 
 Run it with:
 .venv/bin/python examples/what_a_task_sees.py
@@ -25,6 +28,12 @@ try:
 except ImportError:
     spawn = None
 
+LEGEND = """\
+yes     The task reads what the view had. It has a copy of its own of request, session
+        and g; current_app is the app itself.
+shared  The task has the view's own object. What one of them changes, the other sees,
+        and the object may be torn down while the task still uses it.
+-       The task has nothing: a RuntimeError, or a LookupError for a context variable."""
 PLACES = ["request", "session", "g", "contextvars", "current_app"]
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id")
 
@@ -38,6 +47,7 @@ timers: list[threading.Timer] = []
 
 
 def leave(func: Any) -> Any:
+    """Return the function as it is: a task without carry_context."""
     return func
 
 
@@ -133,7 +143,7 @@ def main() -> bool:
             for name, row in rows.items():
                 print(f"  {name:28}", *(f"{cell:11}" for cell in row))
             print()
-        print("yes: a copy of its own   shared: the view's own object   -: lost")
+        print(LEGEND)
         return all(set(row) == {"yes"} for row in rows.values())
     finally:
         server.shutdown()

@@ -1,7 +1,7 @@
 """What carry_context promises and costs, beside what people use in its place.
 
 Run it with:  .venv/bin/pip install -q ".[compare]" && .venv/bin/python examples/compare
-It writes README.md and the pictures in this folder (--json prints data instead).
+It writes README.md and two pictures into this folder, and says so (--json prints data).
 """
 
 import argparse
@@ -19,6 +19,8 @@ import tqdm
 from ways import WAYS
 
 import ctxcarry
+
+HERE = Path(__file__).parent
 
 
 def find(rounds: int) -> page.Found:
@@ -53,12 +55,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--json", action="store_true", help="print data, write nothing")
     parser.add_argument("--rounds", type=int, default=60, help="of measuring costs")
+    parser.add_argument("--folder", type=Path, default=HERE, help="to write into")
     options = parser.parse_args()
     found = find(options.rounds)
     if options.json:
         json.dump(found, sys.stdout)
     else:
-        page.write(found, Path(__file__).parent)
+        for path in page.write(found, options.folder):
+            print(f"Wrote {path}")
 
 
 if __name__ == "__main__":

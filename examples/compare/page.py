@@ -52,6 +52,13 @@ PICTURED = [
 ]
 
 
+# Of the pictures: the ground, the ink, our bars, and those of the others.
+COLOURS = {
+    "light": ("#ffffff", "#1f2328", "#0969da", "#c4cad1"),
+    "dark": ("#0d1117", "#e6edf3", "#2f81f7", "#4b535d"),
+}
+
+
 def table(head: list[str], rows: Iterable[list[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -149,7 +156,12 @@ def draw(
         figure.savefig(path, metadata={"Date": None})
 
 
-def write(found: Found, folder: Path) -> None:
-    (folder / "README.md").write_text(page(found), encoding="utf-8")
-    draw(found, folder / "costs-light.svg", "#ffffff", "#1f2328", "#0969da", "#c4cad1")
-    draw(found, folder / "costs-dark.svg", "#0d1117", "#e6edf3", "#2f81f7", "#4b535d")
+def write(found: Found, folder: Path) -> list[Path]:
+    """Write the page and its two pictures into a folder, and return their paths."""
+    written = [folder / "README.md"]
+    written[0].write_text(page(found), encoding="utf-8")
+    for scheme, colours in COLOURS.items():
+        picture = folder / f"costs-{scheme}.svg"
+        draw(found, picture, *colours)
+        written.append(picture)
+    return written

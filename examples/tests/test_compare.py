@@ -69,6 +69,15 @@ def test_the_main_readme_repeats_rows_of_the_page() -> None:
     assert rows and rows <= {*WRITTEN.splitlines()}
 
 
+def test_the_command_says_what_it_wrote(tmp_path: Path) -> None:
+    command = [sys.executable, str(COMPARE), "--folder", str(tmp_path), "--rounds", "1"]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=120)
+    names = ["README.md", "costs-light.svg", "costs-dark.svg"]
+    said = [f"Wrote {tmp_path / name}" for name in names]
+    assert done.stdout.decode().splitlines() == said
+    assert {path.name for path in tmp_path.iterdir()} == {*names}
+
+
 @pytest.mark.parametrize("name", ["costs-dark.svg", "costs-light.svg"])
 def test_the_pictures_show_the_numbers_of_the_page(name: str) -> None:
     picture, rows = (COMPARE / name).read_text(encoding="utf-8"), table_rows(WRITTEN)
