@@ -1,53 +1,65 @@
-"""Past one machine: the same task in a thread of this process, or in a Celery worker.
+"""Work for more than one machine: the same task in a thread, or in a Celery worker.
 
 Run it with:
 .venv/bin/pip install -q ".[examples]" && .venv/bin/flask --app examples/celery_app.py run
-and a worker with:
-.venv/bin/pip install -q ".[examples]" && .venv/bin/celery --workdir examples --app celery_app:celery worker --pool threads
+and a worker, as often as you like, by the line in make_celery.py; then open
+http://127.0.0.1:5000/here for the task in this process, or
+http://127.0.0.1:5000/start for the task in a worker, and the address that it answers with.
 
-The broker is a folder, unless CELERY_BROKER_URL names another. What crosses to the
-worker is plain data: ids, the tenant, the request id. A request, a session or a
-connection belongs to the process that has the socket, so the worker opens a context
-of its own, and carries that one into its threads.
+The broker is a folder, instance/celery. For a real one, set for each of them
+CELERY_BROKER_URL=redis://localhost
+Then another worker does again what a worker that died has left: with Redis, after the
+visibility timeout, which is one hour by default and must be longer than any task.
+
+What crosses to the worker is plain data: ids, the tenant, the request id. A request, a
+session or a connection belongs to the process that has the socket. The worker opens an
+app context of its own, and carries that one into its threads.
 """
 
 import contextvars
 import os
-import tempfile
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from celery import Celery  # type: ignore[import-untyped]
-from flask import Flask, g, request
+from celery import Celery, Task, shared_task  # type: ignore[import-untyped]
+from celery.result import AsyncResult  # type: ignore[import-untyped]
+from flask import Flask, g, request, url_for
 
 from ctxcarry import carry_context
 
-app = Flask(__name__)
 executor = ThreadPoolExecutor()
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id")
 
-folder = Path(os.environ.get("CELERY_FOLDER", Path(tempfile.gettempdir(), "celery")))
-for name in "messages", "control", "results":
-    (folder / name).mkdir(parents=True, exist_ok=True)
-celery: Any = Celery(
-    __name__,
-    broker=os.environ.get("CELERY_BROKER_URL", "filesystem://"),
-    backend=os.environ.get("CELERY_RESULT_BACKEND", f"file://{folder}/results"),
-)
-if celery.conf.broker_url == "filesystem://":
+
+def celery_init_app(app: Flask) -> Celery:
+    """Make the Celery app, as in Flask's documentation."""
+
+    class FlaskTask(Task):  # type: ignore[misc]
+        def __call__(self, *args: object, **kwargs: object) -> object:
+            with app.app_context():
+                return self.run(*args, **kwargs)
+
+    celery_app = Celery(app.name, task_cls=FlaskTask)
+    celery_app.config_from_object(app.config["CELERY"])
+    celery_app.set_default()
+    app.extensions["celery"] = celery_app
+    return celery_app
+
+
+def broker_in(folder: Path) -> dict[str, Any]:
+    """Make a broker of a folder, which needs no server."""
+    for name in "messages", "control", "results":
+        (folder / name).mkdir(parents=True, exist_ok=True)
     messages = str(folder / "messages")
-    celery.conf.broker_transport_options = {
-        "data_folder_in": messages,
-        "data_folder_out": messages,
-        "control_folder": str(folder / "control"),
+    options = {"data_folder_in": messages, "data_folder_out": messages}
+    options["control_folder"] = str(folder / "control")
+    return {
+        "broker_url": "filesystem://",
+        "broker_transport_options": options,
+        "result_backend": f"file://{folder}/results",
     }
-
-
-@app.before_request
-def identify() -> None:
-    g.tenant = request.headers.get("Tenant", "acme")
-    request_id.set(request.headers.get("Request-Id", "none"))
 
 
 def price(item: str) -> str:
@@ -55,32 +67,58 @@ def price(item: str) -> str:
 
 
 def prices(items: list[str]) -> list[str]:
-    """The task: it neither knows nor cares where it runs."""
+    """The work itself. It is the same in a thread and in a worker."""
     return list(executor.map(carry_context(price), items))
 
 
-@celery.task(name="prices")  # type: ignore[untyped-decorator]
+@shared_task(ignore_result=False)  # type: ignore[untyped-decorator]
 def prices_in_a_worker(items: list[str], tenant: str, asked_by: str) -> list[str]:
-    with app.app_context():
-        g.tenant = tenant
-        request_id.set(asked_by)
-        return prices(items)
+    g.tenant = tenant
+    request_id.set(asked_by)
+    return prices(items)
 
 
-@app.route("/here")
-def here() -> dict[str, Any]:
-    # Not in `executor`: a task that waits for its own pool can wait for ever.
-    with ThreadPoolExecutor(1) as pool:
-        return {"prices": pool.submit(carry_context(prices), ["tea", "milk"]).result()}
+def create_app(config: Mapping[str, Any] | None = None) -> Flask:
+    """Make the app. A test passes settings of Celery."""
+    app = Flask(__name__)
+    app.config["CELERY"] = {
+        # A worker takes a task off the queue when it has done it. If the worker dies,
+        # another one does the task again, from its start: that must do no harm.
+        "task_acks_late": True,
+        "task_reject_on_worker_lost": True,
+        "task_track_started": True,
+        "worker_prefetch_multiplier": 1,
+    }
+    if broker := os.environ.get("CELERY_BROKER_URL"):
+        app.config["CELERY"].update(broker_url=broker, result_backend=broker)
+    else:
+        folder = os.environ.get("CELERY_FOLDER", Path(app.instance_path, "celery"))
+        app.config["CELERY"].update(broker_in(Path(folder)))
+    app.config["CELERY"].update(config or {})
+    celery_init_app(app)
 
+    @app.before_request
+    def identify() -> None:
+        g.tenant = request.headers.get("Tenant", "acme")
+        request_id.set(request.headers.get("Request-Id", "none"))
 
-@app.route("/start")
-def start() -> Any:
-    task = prices_in_a_worker.delay(["tea", "milk"], g.tenant, request_id.get())
-    return {"id": task.id}, 202
+    @app.route("/here")
+    def here() -> dict[str, Any]:
+        # Not in `executor`: a task that waits for its own pool can wait for ever.
+        with ThreadPoolExecutor(1) as pool:
+            future = pool.submit(carry_context(prices), ["tea", "milk"])
+        return {"prices": future.result()}
 
+    @app.route("/start")
+    def start() -> Any:
+        task = prices_in_a_worker.delay(["tea", "milk"], g.tenant, request_id.get())
+        return {"see": url_for("result", id=task.id, _external=True)}, 202
 
-@app.route("/result/<id>")
-def result(id: str) -> dict[str, Any]:
-    task = celery.AsyncResult(id)
-    return {"prices": task.get()} if task.ready() else {"state": task.state}
+    @app.route("/result/<id>")
+    def result(id: str) -> dict[str, Any]:
+        task = AsyncResult(id)
+        if task.successful():
+            return {"prices": task.result}
+        return {"state": task.state}
+
+    return app

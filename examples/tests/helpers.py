@@ -1,14 +1,35 @@
-"""What tests of the examples share and import: where things are, and two ways to wait."""
+"""What tests of the examples share and import."""
 
+import os
+import shutil
+import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 EXAMPLES = Path(__file__).parent.parent
 ROOT = EXAMPLES.parent
 TIMEOUT = 20
+
+
+def program(name: str) -> str:
+    """Find a program. A developer may do without it, what lets changes in may not."""
+    path = shutil.which(name)
+    if path is None and os.environ.get("CI") != "true":
+        pytest.skip(f"{name} is not installed.")
+    assert path, f"{name} is not installed."
+    return path
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
 
 
 class Late:

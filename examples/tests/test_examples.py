@@ -1,20 +1,13 @@
 """Each example does what it says, as its users would see it."""
 
-import contextlib
 import importlib
 import logging
-import os
-import signal
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Generator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import EXAMPLES
 
 TIMEOUT = 30
 
@@ -28,6 +21,15 @@ def example(request: pytest.FixtureRequest) -> Any:
 
 def of(name: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("example", [name], indirect=True)
+
+
+@of("quickstart")
+def test_the_tasks_of_the_quickstart_know_the_request(example: Any) -> None:
+    client = example.app.test_client()
+    response = client.get("/prices?item=tea&item=milk", headers={"Tenant": "zoo"})
+    prices = [f"{item} for zoo, asked at /prices" for item in ("tea", "milk")]
+    assert response.get_json() == prices
+    assert client.get("/prices").status_code == 400
 
 
 @of("from_flask_executor")
@@ -51,7 +53,7 @@ def test_a_task_is_started_and_its_result_fetched_by_key(
     example.executor.shutdown()
     result = {"state": "done", "result": "127.0.0.1 waited for 1 s"}
     assert client.get("/get-task-result?key=a").get_json() == result
-    assert "/start-task/1?key=a ended: 127.0.0.1 waited for 1 s" in caplog.messages
+    assert "/start-task/1 ended: 127.0.0.1 waited for 1 s" in caplog.messages
 
 
 @of("from_flask_executor")
@@ -129,38 +131,6 @@ def test_coroutines_are_carried(example: Any, path: str, items: list[str]) -> No
     response = example.app.test_client().get(f"{path}?tenant=zoo")
     prices = [f"{item} for zoo at {path}" for item in items]
     assert response.get_json() == {"prices": prices}
-
-
-@contextlib.contextmanager
-def celery_worker(environ: dict[str, str]) -> Generator[None]:
-    command = [sys.executable, "-m", "celery", "--app", "celery_app:celery", "worker"]
-    command += ["--pool", "threads", "--concurrency", "2", "--loglevel", "warning"]
-    with subprocess.Popen(command, cwd=EXAMPLES, env=environ) as worker:
-        try:
-            yield
-            worker.send_signal(signal.SIGTERM)
-            assert worker.wait(TIMEOUT) == 0
-        finally:
-            worker.kill()
-
-
-def test_the_same_task_runs_here_and_in_a_celery_worker(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CELERY_FOLDER", str(tmp_path))
-    monkeypatch.delenv("CELERY_BROKER_URL", raising=False)
-    sys.modules.pop("celery_app", None)
-    example = importlib.import_module("celery_app")
-    client = example.app.test_client()
-    headers = {"Tenant": "zoo", "Request-Id": "r1"}
-    prices = [f"{item} for zoo, asked by r1" for item in ("tea", "milk")]
-    assert client.get("/here", headers=headers).get_json() == {"prices": prices}
-    started = client.get("/start", headers=headers)
-    assert started.status_code == 202
-    with celery_worker(dict(os.environ)):
-        id = started.get_json()["id"]
-        assert example.celery.AsyncResult(id).get(timeout=TIMEOUT) == prices
-    assert client.get(f"/result/{id}").get_json() == {"prices": prices}
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,6 @@ import importlib
 import os
 import re
 import shlex
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -24,7 +23,7 @@ from typing import Any
 
 import pytest
 import structlog
-from helpers import EXAMPLES, ROOT
+from helpers import EXAMPLES, ROOT, program
 from selenium.common import WebDriverException
 from selenium.webdriver import Chrome
 from selenium.webdriver.chrome.options import Options
@@ -37,15 +36,6 @@ PROGRESS = EXAMPLES / "progress"
 TIMEOUT = 30
 LOST = "The server does not answer."
 CANCEL, RESTART = "Cancel what waits", "Start again what is not done"
-
-
-def program(name: str) -> str:
-    """Find a program. A developer may do without it, what lets changes in may not."""
-    path = shutil.which(name)
-    if path is None and os.environ.get("CI") != "true":
-        pytest.skip(f"{name} is not installed.")
-    assert path, f"{name} is not installed."
-    return path
 
 
 class Gate:
