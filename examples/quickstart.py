@@ -3,7 +3,7 @@
 Run it with:
 .venv/bin/flask --app examples/quickstart.py run
 and ask it with:
-curl -H "Tenant: acme" "http://127.0.0.1:5000/prices?item=tea&item=milk"
+curl -H "Tenant: zoo" "http://127.0.0.1:5000/prices?item=tea&item=milk"
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +18,7 @@ executor = ThreadPoolExecutor()
 
 @app.before_request
 def set_tenant() -> None:
-    g.tenant = request.headers["Tenant"]
+    g.tenant = request.headers.get("Tenant", "acme")
 
 
 def price(item: str) -> str:
