@@ -10,6 +10,7 @@ the shop's terms in g, the request id in the log, and a database session of its 
 import csv
 import re
 import secrets
+import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from decimal import Decimal
@@ -30,6 +31,7 @@ CSV = Path(__file__).with_name("teas.csv").read_text("utf-8")
 ROWS = list(csv.DictReader(CSV.splitlines()))
 # What a shop multiplies a cost by: its margin and its VAT.
 SHOPS = {"Acme Deli, Berlin": Decimal("1.49"), "Zoo Café, Vienna": Decimal("1.82")}
+MAX_ID = 2**31 - 1  # Of a column that is an Integer: with more, databases fail.
 executor = ThreadPoolExecutor(4)
 db: Any = SQLAlchemy()
 log = structlog.get_logger()
@@ -105,11 +107,25 @@ def create_app() -> Flask:
     db.init_app(app)
     with app.app_context():
         db.create_all()
-        # One process owns the pool: what an earlier one had begun no longer runs.
-        mark("interrupted", Item.state.in_(["waiting", "running"]))
     if command := click.get_current_context(silent=True):
         # The interpreter's exit is too late: it first runs all that waits.
         command.call_on_close(partial(executor.shutdown, cancel_futures=True))
+
+    first, serving = threading.Lock(), False
+
+    @app.before_request
+    def begin_to_serve() -> None:
+        """Mark at the first request what an earlier process had begun: it is over.
+
+        Whoever answers requests owns the pool. A command such as `flask routes`, a
+        server that finds its port taken and a reloader's parent make the app as well,
+        but get no request, so they leave alone what another process is doing.
+        """
+        nonlocal serving
+        with first:
+            if not serving:
+                mark("interrupted", Item.state.in_(["waiting", "running"]))
+                serving = True
 
     @app.before_request
     def identify() -> None:
@@ -138,7 +154,10 @@ def create_app() -> Flask:
     def sign_in() -> Any:  # Stands for the login that you have.
         if request.form["shop"] not in SHOPS:
             abort(400, "There is no such shop.")
-        session.update(user=request.form["user"], shop=request.form["shop"])
+        user = request.form["user"].strip()
+        if not user:
+            abort(400, "Your name is missing.")
+        session.update(user=user, shop=request.form["shop"])
         return redirect(url_for("index"), 303)
 
     @app.post("/reports")
@@ -153,7 +172,7 @@ def create_app() -> Flask:
         submit(report)
         return redirect(url_for("show", id=report.id), 303)
 
-    @app.route("/reports/<int:id>", methods=["GET", "POST"])
+    @app.route(f"/reports/<int(max={MAX_ID}):id>", methods=["GET", "POST"])
     def show(id: int) -> Any:
         report = db.one_or_404(own().filter_by(id=id))
         if "cancel" in request.form:

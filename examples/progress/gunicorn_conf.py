@@ -11,8 +11,8 @@ from typing import Any
 
 chdir = str(Path(__file__).parent)
 wsgi_app = "app:create_app()"
-# One process owns the pool, and marks at its start what an earlier one left. With more,
-# each would mark what the others are doing: there the work belongs in a queue.
+# One process owns the pool, and marks at its first request what an earlier one left. With
+# more, each would mark what the others are doing: there the work belongs in a queue.
 workers = 1
 threads = 8
 

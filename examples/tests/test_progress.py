@@ -6,6 +6,7 @@ PROGRESS_PICTURES=examples/progress takes the pictures of the README.
 import ast
 import contextlib
 import importlib
+import importlib.resources
 import os
 import re
 import shlex
@@ -34,6 +35,7 @@ from werkzeug.serving import make_server
 
 PROGRESS = EXAMPLES / "progress"
 TIMEOUT = 30
+ACME = "Acme Deli, Berlin"
 LOST = "The server does not answer."
 CANCEL, RESTART = "Cancel what waits", "Start again what is not done"
 
@@ -216,7 +218,7 @@ class Visitor:
 class Client:
     """A visitor without a browser."""
 
-    def __init__(self, app: Any, shop: str = "Acme Deli, Berlin") -> None:
+    def __init__(self, app: Any, shop: str = ACME) -> None:
         self.client = app.test_client()
         self.get = self.client.get
         self.post("/sign-in", user="Ada", shop=shop)
@@ -346,9 +348,13 @@ def test_the_tasks_have_the_terms_of_their_shop(module: Any, gate: Gate) -> None
     [
         ("/reports", {"section": "Coffee"}, 400, "no such section"),
         ("/sign-in", {"user": "Ada", "shop": "Nobody's"}, 400, "no such shop"),
+        ("/sign-in", {"user": "", "shop": ACME}, 400, "name is missing"),
+        ("/sign-in", {"user": " ", "shop": ACME}, 400, "name is missing"),
         ("/reports/1", {"cancel": ""}, 404, "not found"),
+        ("/reports/99999999999999999999999", {"cancel": ""}, 404, "not found"),
         ("/", {}, 405, "not allowed"),
     ],
+    ids=["section", "shop", "no name", "a blank name", "id", "a huge id", "method"],
 )
 def test_what_cannot_be_done_is_refused_with_a_way_back(
     module: Any, path: str, form: dict[str, str], code: int, says: str
@@ -683,13 +689,10 @@ def test_two_visitors_at_once_keep_to_themselves(
 
 
 @pytest.fixture(scope="session")
-def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The source of axe-core, from npm."""
-    folder = tmp_path_factory.mktemp("axe")
-    command = [program("npm"), "install", "--no-audit", "--no-fund"]
-    command += ["--prefix", str(folder)]
-    subprocess.run([*command, "axe-core@4"], check=True, timeout=4 * TIMEOUT)
-    return (folder / "node_modules/axe-core/axe.min.js").read_text("utf-8")
+def axe() -> str:
+    """The source of axe-core, which a package for another browser driver has."""
+    folder = importlib.resources.files("axe_playwright_python")
+    return folder.joinpath("axe.min.js").read_text("utf-8")
 
 
 def test_each_page_and_state_is_accessible_and_fits(
@@ -918,6 +921,49 @@ def test_what_a_killed_server_was_doing_is_interrupted_and_can_be_started_again(
         visitor.presses(RESTART)
         visitor.counts("23 of 24 done, 1 failed")
         print("again:    ", dict(states(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        pytest.param(["flask", "routes"], "sign_in", id="flask routes"),
+        pytest.param(["flask", "shell"], "Instance: ", id="flask shell"),
+        pytest.param(["flask", "run", "--port", "TAKEN"], "in use", id="a failed bind"),
+        pytest.param(["flask", "run", "--debug", "--port", "0"], "PIN", id="reloader"),
+        pytest.param(
+            ["gunicorn", "-c", "gunicorn_conf.py", "--check-config"], "", id="gunicorn"
+        ),
+    ],
+)
+def test_a_report_runs_on_while_another_process_makes_the_app(
+    server: Any, gate: Gate, command: list[str], says: str
+) -> None:
+    client = Client(server.module.app)
+    page = client.start("White")
+    port = server.address.rpartition(":")[2]
+    words = [port if word == "TAKEN" else word for word in command]
+    with subprocess.Popen(
+        [sys.executable, "-m", *words],
+        cwd=PROGRESS,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # The reloader has a child, which gets no signal else.
+    ) as other:
+        try:
+            assert other.stdout is not None
+            assert any(says in line for line in other.stdout) or not says
+            if "--debug" in words:
+                os.killpg(other.pid, signal.SIGINT)
+            other.wait(TIMEOUT)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(other.pid, signal.SIGKILL)
+    assert client.states(page).keys() <= {"waiting", "running"}
+    gate.open()
+    server.module.executor.shutdown()
+    assert client.states(page) == {"done": 23, "failed": 1}
 
 
 @pytest.mark.parametrize(
