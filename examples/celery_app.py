@@ -15,6 +15,8 @@ What crosses to the worker is plain data: ids, the tenant, the request id. A req
 session or a connection belongs to the process that has the socket. The worker opens an
 app context of its own, and carries that one into its threads.
 """
+# Celery has no types.
+# pyright: basic
 
 import contextvars
 import os
@@ -81,7 +83,7 @@ def prices_in_a_worker(items: list[str], tenant: str, asked_by: str) -> list[str
 def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     """Make the app. A test passes settings of Celery."""
     app = Flask(__name__)
-    app.config["CELERY"] = {
+    celery: dict[str, Any] = {
         # A worker takes a task off the queue when it has done it. If the worker dies,
         # another one does the task again, from its start: that must do no harm.
         "task_acks_late": True,
@@ -90,11 +92,11 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
         "worker_prefetch_multiplier": 1,
     }
     if broker := os.environ.get("CELERY_BROKER_URL"):
-        app.config["CELERY"].update(broker_url=broker, result_backend=broker)
+        celery.update(broker_url=broker, result_backend=broker)
     else:
         folder = os.environ.get("CELERY_FOLDER", Path(app.instance_path, "celery"))
-        app.config["CELERY"].update(broker_in(Path(folder)))
-    app.config["CELERY"].update(config or {})
+        celery.update(broker_in(Path(folder)))
+    app.config["CELERY"] = celery | dict(config or {})
     celery_init_app(app)
 
     @app.before_request
@@ -111,12 +113,13 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
 
     @app.route("/start")
     def start() -> Any:
-        task = prices_in_a_worker.delay(["tea", "milk"], g.tenant, request_id.get())
+        work: Any = prices_in_a_worker
+        task = work.delay(["tea", "milk"], g.tenant, request_id.get())
         return {"see": url_for("result", id=task.id, _external=True)}, 202
 
     @app.route("/result/<id>")
     def result(id: str) -> dict[str, Any]:
-        task = AsyncResult(id)
+        task: Any = AsyncResult(id)
         if task.successful():
             return {"prices": task.result}
         return {"state": task.state}

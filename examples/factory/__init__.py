@@ -20,9 +20,9 @@ from . import db, orders
 def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     """Make the app. A test passes a configuration of its own."""
     app = Flask(__name__)
-    app.config["DATABASE"] = Path(app.instance_path, "shop.sqlite")
+    app.config["DATABASE"] = str(Path(app.instance_path, "shop.sqlite"))
     app.config.from_prefixed_env()  # FLASK_DATABASE, and so on.
-    app.config.update(config or {})
+    app.config.from_mapping(config)
     db.init_app(app)
     app.register_blueprint(orders.blueprint)
     return app

@@ -2,6 +2,7 @@
 
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 from flask import Flask, current_app, g
 
@@ -18,7 +19,8 @@ create table if not exists orders (
 def get_db() -> sqlite3.Connection:
     """Return the connection of this request, or of this task."""
     if "db" not in g:
-        g.db = sqlite3.connect(current_app.config["DATABASE"])
+        config: Any = current_app.config
+        g.db = sqlite3.connect(config["DATABASE"])
         g.db.row_factory = sqlite3.Row
     db: sqlite3.Connection = g.db
     return db
@@ -31,7 +33,8 @@ def close_db(error: BaseException | None) -> None:
 
 def init_app(app: Flask) -> None:
     """Make the table where it is missing, and close connections at each end."""
-    Path(app.config["DATABASE"]).parent.mkdir(parents=True, exist_ok=True)
+    config: Any = app.config
+    Path(config["DATABASE"]).parent.mkdir(parents=True, exist_ok=True)
     app.teardown_appcontext(close_db)
     with app.app_context():
         get_db().execute(SCHEMA)

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,9 @@ class Worker:
 
 
 @contextlib.contextmanager
-def worker(module: str, name: str = "one", folder: Path = EXAMPLES) -> Iterator[Worker]:
+def worker(
+    module: str, name: str = "one", folder: Path = EXAMPLES
+) -> Generator[Worker]:
     command = [sys.executable, "-m", "celery", "--app", module, "worker"]
     command += ["--pool", "threads", "--concurrency", "1", "--loglevel", "info"]
     path = os.pathsep.join([str(folder), str(EXAMPLES)])

@@ -30,7 +30,7 @@ class InlineExecutor(ThreadPoolExecutor):
 
 @pytest.fixture
 def shop(tmp_path: Path) -> Flask:
-    return create_app({"DATABASE": tmp_path / "shop.sqlite", "TESTING": True})
+    return create_app({"DATABASE": str(tmp_path / "shop.sqlite"), "TESTING": True})
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def wrapped_at_the_top(
             pass
     """
     (tmp_path / "tasks_of_mistake.py").write_text(textwrap.dedent(source))
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     yield "tasks_of_mistake"
     sys.modules.pop("tasks_of_mistake", None)
 
