@@ -1,84 +1,88 @@
-"""Extensions in tasks that outlive the response: what works by itself, and the rest.
+"""What extensions keep for a request, in a view and in tasks that outlive the response.
 
 Run it with:
 .venv/bin/pip install -q ".[examples]" && .venv/bin/python examples/extension_state.py
 
-A connection in g, Flask-Login's current_user and Flask-Babel's forced locale are the
-task's own without a word. An ORM object in g is the view's, and detached once the view
-has ended: one receiver of appcontext_pushed merges it into each task's session, so
-that no task has to think of it.
+A database connection, Flask-Login's current_user and Flask-Babel's forced locale need
+nothing: each task has its own. An ORM object stays with the view, so a task that reads
+g.account fails. The accessor get_account() loads the object in the task's own session.
 """
 
-import importlib
 import sqlite3
 import tempfile
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from flask import Flask, appcontext_pushed, g
+import flask_babel
+import flask_login
+from flask import Flask, g
 from flask_sqlalchemy import SQLAlchemy
 
 from ctxcarry import carry_context
 
-babel: Any = importlib.import_module("flask_babel")
-login: Any = importlib.import_module("flask_login")
-db: Any = SQLAlchemy()
+db: Any = SQLAlchemy()  # mypy does not know db.Model of the real type.
 
 
-class Account(db.Model):  # type: ignore[misc]
+class Account(db.Model):
     id = db.Column(db.Integer, primary_key=True)
     name = db.Column(db.String, nullable=False)
 
 
-class User(db.Model, login.UserMixin):  # type: ignore[misc]
+class User(db.Model, flask_login.UserMixin):
     id = db.Column(db.Integer, primary_key=True)
     name = db.Column(db.String, nullable=False)
-
-
-def merge_account(sender: Flask) -> None:
-    """The receiver: it finds an account in the g of tasks, and none in a view's."""
-    if g.get("account"):
-        g.account = db.session.merge(g.account)
 
 
 def get_db() -> sqlite3.Connection:
     if "db" not in g:
         g.db = sqlite3.connect(":memory:")
-    connection: sqlite3.Connection = g.db
-    return connection
+    return g.db
+
+
+def get_account() -> Account:
+    if "account" not in g:
+        g.account = db.session.get(Account, 1)
+    return g.account
 
 
 def connection() -> str:
+    """Write a row: a new connection has one row then, a shared one has more."""
     get_db().execute("create table if not exists seen (id integer)")
     get_db().execute("insert into seen values (1)")
-    rows = get_db().execute("select count(*) from seen").fetchone()[0]
-    return f"rows seen: {rows}"
+    (rows,) = get_db().execute("select count(*) from seen").fetchone()
+    return f"{rows} row written"
 
 
 def user() -> str:
-    return str(login.current_user.name)
+    return flask_login.current_user.name
 
 
 def number() -> str:
-    with babel.force_locale("de"):
-        forced: str = babel.format_decimal(1234.5)
-    return forced
+    with flask_babel.force_locale("de"):
+        return flask_babel.format_decimal(1234.5)
 
 
-def account() -> str:
-    g.account.name = g.account.name.upper()
+def account_from_g() -> str:
+    g.account.name = "renamed"
     db.session.commit()
-    return f"renamed to {g.account.name}"
+    return g.account.name
 
 
-READS: dict[str, Callable[[], str]] = {
-    "g.db, a connection": connection,
+def account_from_accessor() -> str:
+    get_account().name = "renamed"
+    db.session.commit()
+    return get_account().name
+
+
+TASKS: dict[str, Callable[[], str]] = {
+    "get_db(), a connection": connection,
     "current_user.name": user,
-    "in force_locale('de')": number,
-    "g.account, an ORM object": account,
+    "format_decimal(), in German": number,
+    "g.account.name": account_from_g,
+    "get_account().name": account_from_accessor,
 }
 
 
@@ -87,16 +91,17 @@ def create_app(database: Path) -> Flask:
     app.secret_key = "for this example only"
     app.config["SQLALCHEMY_DATABASE_URI"] = f"sqlite:///{database}"
     db.init_app(app)
-    babel.Babel(app)
+    flask_babel.Babel(app)
 
-    def load_user(id: str) -> Any:
+    def load_user(id: str) -> User | None:
         return db.session.get(User, int(id))
 
-    login.LoginManager(app).user_loader(load_user)
+    flask_login.LoginManager(app).user_loader(load_user)
 
-    @app.before_request
-    def load_account() -> None:
-        g.account = db.session.get(Account, 1)
+    @app.route("/login")
+    def log_in() -> str:
+        flask_login.login_user(db.session.get(User, 1))
+        return ""
 
     @app.teardown_appcontext
     def close_db(error: BaseException | None) -> None:
@@ -110,60 +115,55 @@ def create_app(database: Path) -> Flask:
     return app
 
 
-def run(receiver: bool) -> dict[str, list[str]]:
-    """What the view reads, and then, after the response, a task for each row."""
-    answered = threading.Event()
-    rows: dict[str, list[str]] = {}
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as pool:
-        app = create_app(Path(folder, "shop.sqlite"))
+class AfterResponse:
+    """A pool whose tasks begin once the client has its response."""
 
-        @app.route("/login")
-        def log_in() -> str:
-            login.login_user(db.session.get(User, 1))
-            return ""
+    def __init__(self, pool: ThreadPoolExecutor) -> None:
+        self.pool = pool
+        self.answered = threading.Event()
 
-        @app.route("/")
-        def view() -> str:
-            plain = babel.format_decimal(1234.5)
-            rows["g.db, a connection"] = [connection()]
-            rows["current_user.name"] = [user()]
-            rows["in force_locale('de')"] = [f"{plain} (en)"]
-            rows["g.account, an ORM object"] = [g.account.name]
-            db.session.commit()  # Or merge takes along what is loaded here.
-            for name, read in READS.items():
-                tasks[name] = pool.submit(late, carry_context(read))
-            return ""
+    def submit(self, task: Callable[[], str]) -> Future[str]:
+        def wait() -> str:
+            self.answered.wait()
+            return task()
 
-        def late(task: Callable[[], str]) -> str:
-            answered.wait()
-            try:
-                return task()
-            except Exception as error:
-                return type(error).__name__
+        return self.pool.submit(wait)
 
-        tasks: dict[str, Any] = {}
-        if receiver:
-            appcontext_pushed.connect(merge_account, app)
-        client = app.test_client()
-        client.get("/login")
-        client.get("/")
-        answered.set()
-        for name, task in tasks.items():
-            rows[name].append(task.result())
-        with app.app_context():
-            stored = db.session.get(Account, 1).name
-            rows["account in the database"] = ["acme", stored]
-            db.session.remove()
-            db.engine.dispose()
-    return rows
+
+def outcome(task: Future[str]) -> str:
+    error = task.exception()
+    return f"{type(error).__name__}: {error}" if error else task.result()
 
 
 def main() -> None:
-    without, receiving = run(receiver=False), run(receiver=True)
-    titles = ["", "view", "task", "task, with the receiver"]
-    print("{:26}{:16}{:24}{}".format(*titles))
-    for name, row in without.items():
-        print(f"{name:26}{row[0]:16}{row[1]:24}{receiving[name][1]}")
+    in_view: dict[str, str] = {}
+    in_task: dict[str, Future[str]] = {}
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as pool:
+        app = create_app(Path(folder, "shop.sqlite"))
+        late = AfterResponse(pool)
+
+        @app.route("/")
+        def view() -> str:
+            in_view["get_db(), a connection"] = connection()
+            in_view["current_user.name"] = user()
+            in_view["format_decimal(), in German"] = number()
+            in_view["g.account.name"] = get_account().name
+            in_view["get_account().name"] = get_account().name
+            for name, task in TASKS.items():
+                in_task[name] = late.submit(carry_context(task))
+            return ""
+
+        client = app.test_client()
+        client.get("/login")
+        client.get("/")
+        late.answered.set()
+        print(f"{'':30}{'in the view':18}in a task, after the response")
+        for name, task in in_task.items():
+            print(f"{name:30}{in_view[name]:18}{outcome(task)}")
+        with app.app_context():
+            stored = db.session.get(Account, 1).name
+            print(f"\nThe account in the database, after the tasks: {stored}")
+            db.engine.dispose()
 
 
 if __name__ == "__main__":
