@@ -78,12 +78,12 @@ def carry_context(func: Callable[P, R], /) -> Callable[P, R]:
     snapshot = _Snapshot()
 
     def carried(*args: P.args, **kwargs: P.kwargs) -> R:
-        variables = snapshot.new_variables()
-        return variables.run(_call, snapshot, func, *args, **kwargs)
+        call = functools.partial(_call, snapshot, func, *args, **kwargs)
+        return snapshot.new_variables().run(call)
 
     async def carried_async(*args: P.args, **kwargs: P.kwargs) -> Any:
-        variables = snapshot.new_variables()
-        return await _Steps(variables, _call_async(snapshot, func, *args, **kwargs))
+        call = _call_async(snapshot, func, *args, **kwargs)
+        return await _Steps(snapshot.new_variables(), call)
 
     wrapper: Any = carried_async if _is_coroutine_function(func) else carried
     _update_wrapper(wrapper, func)

@@ -127,7 +127,7 @@ def map_at_once(way: Way) -> Costs:
 def costs_app(way_class: type[Way]) -> Flask:
     """An app with views that measure the way."""
     app = new_app()
-    app.testing = True
+    app.config["PROPAGATE_EXCEPTIONS"] = True  # And nothing of testing mode.
     way = way_class(app)
 
     @app.route("/one")

@@ -10,6 +10,7 @@ import importlib
 import inspect
 import io
 import json
+import logging
 import sqlite3
 import sys
 import tempfile
@@ -17,6 +18,7 @@ import threading
 import weakref
 from collections.abc import Callable, Generator
 from pathlib import Path
+from threading import Event
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -34,7 +36,6 @@ from flask import (
     session,
     url_for,
 )
-from flask.sessions import SecureCookieSessionInterface
 from ways import TIMEOUT, Way
 from werkzeug.datastructures import Headers
 
@@ -479,6 +480,54 @@ def _(app: Flask, way: Way) -> bool:
     return bool(ask(app, lambda: not is_open(way.run(get_db))))
 
 
+@promise("A pool gets back the view's connection that it hands to the task")
+def _(app: Flask, way: Way) -> bool:
+    """The task takes it after the response, so it is the very same object."""
+    pool, answered = [sqlite3.connect(":memory:", check_same_thread=False)], Event()
+
+    @app.teardown_appcontext
+    def give_back(error: BaseException | None) -> None:
+        if "db" in g:
+            pool.append(g.pop("db"))
+
+    def take() -> None:
+        if "db" not in g:
+            g.db = pool.pop()
+
+    def late() -> None:
+        answered.wait(TIMEOUT)
+        take()
+
+    def view() -> Any:
+        take()
+        return way.submit(late)
+
+    future = ask(app, view)
+    answered.set()
+    future.result(TIMEOUT)
+    return len(pool) == 1
+
+
+@promise("A task of an app with a flag in g commits, as its view does")
+def _(app: Flask, way: Way) -> bool:
+    commits: list[bool] = []
+
+    @app.teardown_appcontext
+    def commit(error: BaseException | None) -> None:
+        if g.get("dirty"):
+            commits.append(in_task())
+
+    def write() -> None:
+        g.dirty = True
+
+    def view() -> None:
+        write()
+        way.run(write)
+
+    ask(app, view)
+    return sorted(commits) == [False, True]
+
+
 class Thing:
     closed = 0
 
@@ -684,18 +733,25 @@ def _(app: Flask, way: Way) -> bool:
     return bool(ask(app, lambda: refuses(RuntimeError, "", import_and, carry)))
 
 
-@promise("Carrying while the session is being opened is refused")
+@promise("While the app is tested, a change of the session that is lost is logged")
 def _(app: Flask, way: Way) -> bool:
-    refused: list[bool] = []
+    logged: list[str] = []
 
-    class Opening(SecureCookieSessionInterface):
-        def open_session(self, app: Flask, request: Request) -> Any:
-            refused.append(refuses(RuntimeError, "session", way.wrap, empty))
-            return super().open_session(app, request)
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            logged.append(record.getMessage())
 
-    app.session_interface = Opening()
-    ask(app, empty)
-    return refused == [True]
+    def sign_in() -> None:
+        session["user"] = "eve"
+
+    app.testing = True
+    app.logger.handlers = [Handler()]
+    logging.disable(logging.NOTSET)  # The comparison has disabled it.
+    try:
+        ask(app, lambda: way.run(sign_in))
+    finally:
+        logging.disable()
+    return any("session" in message for message in logged)
 
 
 @promise("Of two apps, neither tears down a request of the other")
