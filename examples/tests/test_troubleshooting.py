@@ -1,99 +1,477 @@
-"""The README's answers by symptom: each test shows the symptom, and then the cure."""
+"""The answers of troubleshooting.md: each test shows the symptom, and then the cure.
+
+The docstring of a test is the heading that it belongs to.
+"""
 
 import asyncio
 import contextlib
+import importlib
 import io
+import math
 import multiprocessing
+import pickle
 import re
-import signal
-import socket
 import sqlite3
-import subprocess
 import sys
 import threading
-import urllib.request
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import flask
 import pytest
 from flask import (
     Flask,
     Response,
     after_this_request,
-    appcontext_pushed,
-    copy_current_request_context,
     flash,
     g,
     get_flashed_messages,
+    has_request_context,
     request,
     session,
     stream_with_context,
 )
-from flask_executor import Executor  # type: ignore[import-untyped]
 from helpers import EXAMPLES, TIMEOUT, Late
 from sqlalchemy.orm.exc import DetachedInstanceError
+from werkzeug.datastructures import FileStorage
+from werkzeug.test import encode_multipart
 
 from ctxcarry import carry_context
 
+GUIDE = (EXAMPLES / "troubleshooting.md").read_text("utf-8")
 OUTSIDE = "Working outside of request context"
+UNREAD = "carry_context() carries only what the view has read of the request body"
+BARE = """
+from flask import request
+
+def work():
+    return request.path
+"""
+WRAPPED = BARE.replace(
+    "def", "from ctxcarry import carry_context\n\n@carry_context\ndef"
+)
 
 
-def test_attribute_error_on_g_in_a_teardown_function(
+def snippet(beginning: str) -> str:
+    """Return the Python snippet of the guide that begins so."""
+    snippets = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
+    (found,) = [text for text in snippets if text.startswith(beginning)]
+    return str(found)
+
+
+def notes_of(error: BaseException | None) -> list[str]:
+    """Return the notes of an error, which Python has from 3.11 on."""
+    return getattr(error, "__notes__", [])
+
+
+def write_module(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str
+) -> None:
+    """Write a module that can be imported until the test ends."""
+    (folder / f"{name}.py").write_text(text)
+    cast(Any, monkeypatch).syspath_prepend(folder)
+    monkeypatch.setitem(sys.modules, name, cast(Any, None))
+    del sys.modules[name]
+
+
+def test_each_answer_is_run() -> None:
+    headings = re.findall(r"^### (.*)", GUIDE, re.MULTILINE)
+    tests = [value for name, value in globals().items() if name.startswith("test_")]
+    said = {test.__doc__ for test in tests if test.__doc__}
+    assert said == set(headings)
+
+
+# Contexts
+
+
+def test_a_function_carried_without_a_request_has_none(app: Flask) -> None:
+    """`Working outside of request context`, in a carried function"""
+
+    def work() -> str:
+        return request.path
+
+    with app.app_context():
+        alone = carry_context(work)
+    with pytest.raises(RuntimeError, match=OUTSIDE):
+        alone()
+    with app.test_request_context("/orders"):
+        cured = carry_context(work)
+    assert cured() == "/orders"
+
+
+def test_carrying_submit_does_not_carry_the_task(
     app: Flask, pool: ThreadPoolExecutor
 ) -> None:
+    """`Working outside of request context`, in a carried function"""
+
+    def work() -> str:
+        return request.path
+
+    with app.test_request_context("/orders"):
+        wrong = carry_context(pool.submit)(work)
+        cured = pool.submit(carry_context(work))
+    with pytest.raises(RuntimeError, match=OUTSIDE):
+        wrong.result(TIMEOUT)
+    assert cured.result(TIMEOUT) == "/orders"
+
+
+def test_a_generator_behind_a_decorator_runs_outside(app: Flask) -> None:
+    """`Working outside of request context`, in a carried function"""
+
+    def decorated(func: Callable[[], Iterator[str]]) -> Callable[[], Iterator[str]]:
+        return lambda: func()
+
+    @decorated
+    def rows() -> Iterator[str]:
+        yield request.path
+
+    with app.test_request_context("/orders"):
+        hidden, cured = carry_context(rows), carry_context(lambda: list(rows()))
+    with pytest.raises(RuntimeError, match=OUTSIDE):
+        list(hidden())
+    assert cured() == ["/orders"]
+
+
+def test_carrying_at_the_top_level_of_a_module_finds_no_context(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, app: Flask
+) -> None:
+    """`There is no active Flask context to carry`"""
+
+    write_module(tmp_path, monkeypatch, "early_tasks", WRAPPED)
+    with pytest.raises(RuntimeError, match="There is no active Flask context to carry"):
+        importlib.import_module("early_tasks")
+    write_module(tmp_path, monkeypatch, "bare_tasks", BARE)
+    bare: Any = importlib.import_module("bare_tasks")
+    with app.test_request_context("/orders"):
+        assert carry_context(bare.work)() == "/orders"
+
+
+def test_carrying_while_a_view_imports_the_module_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, app: Flask
+) -> None:
+    """`carry_context() was called while a request imports the module`"""
+
+    write_module(tmp_path, monkeypatch, "late_tasks", WRAPPED)
+    write_module(tmp_path, monkeypatch, "plain_tasks", BARE)
+
+    @app.route("/<module>")
+    def view(module: str) -> str:
+        try:
+            tasks: Any = importlib.import_module(module)
+        except RuntimeError as error:
+            return str(error)
+        return str(carry_context(tasks.work)())
+
+    client = app.test_client()
+    said = "carry_context() was called while a request imports the module 'late_tasks'"
+    assert client.get("/late_tasks").text.startswith(said)
+    assert client.get("/plain_tasks").text == "/plain_tasks"
+
+
+def test_a_result_in_place_of_a_function_is_refused(
+    app: Flask, pool: ThreadPoolExecutor
+) -> None:
+    """`carry_context() takes a function, not 'NoneType'`"""
+
+    def work(number: int) -> None:
+        numbers.append(number)
+
+    numbers: list[int] = []
+    with app.test_request_context():
+        with pytest.raises(TypeError, match="takes a function, not 'NoneType'"):
+            carry_context(cast(Any, work(17)))
+        pool.submit(carry_context(work), 18).result(TIMEOUT)
+    assert numbers == [17, 18]
+
+
+def test_a_generator_function_is_refused(app: Flask) -> None:
+    """`carry_context() cannot carry the generator function`"""
+
+    def rows() -> Iterator[str]:
+        yield request.path
+
+    with app.test_request_context("/orders"):
+        said = re.escape("carry_context() cannot carry the generator function")
+        with pytest.raises(TypeError, match=said):
+            carry_context(rows)
+        cured = carry_context(lambda: list(rows()))
+    assert cured() == ["/orders"]
+
+
+def test_a_function_carried_by_create_app_never_has_the_request(app: Flask) -> None:
+    """A task never has the request"""
+
+    def work() -> list[Any]:
+        return [has_request_context(), g.get("tenant", "nobody")]
+
+    with app.app_context():  # As create_app() does, to import tasks.
+        early = carry_context(work)
+
+    @app.route("/")
+    def view() -> list[Any]:
+        g.tenant = "acme"
+        return [early(), carry_context(work)()]
+
+    seen = app.test_client().get("/").get_json()
+    assert seen == [[False, "nobody"], [True, "acme"]]
+
+
+@pytest.mark.parametrize("cured", [False, True])
+def test_every_task_acts_for_the_same_user(
+    app: Flask, pool: ThreadPoolExecutor, cured: bool
+) -> None:
+    """Every task acts for the same user"""
+
+    kept: list[Callable[[], str]] = []
+
+    def work() -> str:
+        return request.args["user"]
+
+    @app.route("/")
+    def view() -> str:
+        if not kept:
+            kept.append(work if cured else carry_context(work))
+        task = carry_context(kept[0]) if cured else kept[0]
+        return pool.submit(task).result(TIMEOUT)
+
+    client = app.test_client()
+    users = [client.get("/", query_string={"user": u}).text for u in ("ada", "eve")]
+    assert users == (["ada", "eve"] if cured else ["ada", "ada"])
+
+
+def test_current_user_is_anonymous_or_the_session_is_empty(
+    app: Flask, pool: ThreadPoolExecutor
+) -> None:
+    """`current_user` is anonymous, or the session is empty"""
+
+    @app.route("/login")
+    def log_in() -> list[str]:
+        def user() -> str:
+            return str(session.get("user", "anonymous"))
+
+        early = carry_context(user)
+        session["user"] = "ada"
+        tasks = early, carry_context(user)
+        return [pool.submit(task).result(TIMEOUT) for task in tasks]
+
+    assert app.test_client().get("/login").get_json() == ["anonymous", "ada"]
+
+
+def test_a_value_in_threading_local_is_missing(
+    app: Flask, pool: ThreadPoolExecutor
+) -> None:
+    """A value in `threading.local` is missing"""
+
+    local = threading.local()
+    variable: ContextVar[str] = ContextVar("tenant", default="nobody")
+
+    @app.route("/")
+    def view() -> list[str]:
+        local.tenant = "acme"
+        variable.set("acme")
+
+        def tenants() -> list[str]:
+            return [getattr(local, "tenant", "nobody"), variable.get()]
+
+        return pool.submit(carry_context(tenants)).result(TIMEOUT)
+
+    assert app.test_client().get("/").get_json() == ["nobody", "acme"]
+
+
+def test_a_pools_initializer_sets_what_tasks_do_not_see(app: Flask) -> None:
+    """A pool's initializer sets a context variable, and tasks do not see it"""
+
+    local = threading.local()
+    variable: ContextVar[str] = ContextVar("worker", default="unset")
+
+    def initialize() -> None:
+        variable.set("set")
+        local.worker = "set"
+
+    def look() -> list[str]:
+        return [variable.get(), local.worker]
+
+    with ThreadPoolExecutor(1, initializer=initialize) as workers:
+
+        @app.route("/")
+        def view() -> list[str]:
+            return workers.submit(carry_context(look)).result(TIMEOUT)
+
+        assert app.test_client().get("/").get_json() == ["unset", "set"]
+
+
+# g and teardown functions
+
+
+def test_a_teardown_function_misses_what_was_carried(
+    app: Flask, pool: ThreadPoolExecutor
+) -> None:
+    """`AttributeError: start`, in a teardown function"""
+
     @app.before_request
     def start() -> None:
         g.start = 17
 
     @app.teardown_request
     def took(error: BaseException | None) -> None:
-        if not cured or "start" in g:
-            started.append(g.start)
+        started.append(g.get("start") if cured else g.start)
 
     @app.route("/")
-    def view() -> str:
-        task = carry_context(lambda: "done")
-        return repr(pool.submit(task).exception(TIMEOUT))
+    def view() -> list[str]:
+        error = pool.submit(carry_context(lambda: "done")).exception(TIMEOUT)
+        return [repr(error), *notes_of(error)]
 
-    started: list[int] = []
+    started: list[int | None] = []
     cured = False
-    assert app.test_client().get("/").text == "AttributeError('start')"
+    error, *notes = app.test_client().get("/").get_json()
+    assert error == "AttributeError('start')"
+    assert sys.version_info < (3, 11) or "Use g.get('start') there." in notes[0]
     cured = True
-    assert app.test_client().get("/").text == "None"
-    assert started == [17, 17]
+    assert app.test_client().get("/").get_json() == ["None"]
+    assert started == [17, None, 17]
 
 
-def test_attribute_error_on_g_db_in_a_task(
+def test_a_connection_in_g_is_missing_in_a_task(
     app: Flask, pool: ThreadPoolExecutor
 ) -> None:
-    class Client:
-        def __enter__(self) -> None: ...
-        def __exit__(self, *_: object) -> None: ...
-        def close(self) -> None: ...
+    """`AttributeError: db`, in a task"""
+
+    names = {**vars(flask), "sqlite3": sqlite3, "DATABASE": ":memory:"}
+    exec(snippet("def get_db"), names)  # noqa: S102
+    get_db: Any = names["get_db"]
+
+    @app.route("/")
+    def view() -> list[Any]:
+        viewed = get_db()
+
+        def uses_own() -> list[Any]:
+            (number,) = get_db().execute("select 17").fetchone()
+            is_own = get_db() is not viewed
+            get_db().close()
+            return [number, is_own]
+
+        error = pool.submit(carry_context(lambda: g.db)).exception(TIMEOUT)
+        passed = pool.submit(carry_context(viewed.execute), "select 17")
+        refused = str(passed.exception(TIMEOUT))
+        own = pool.submit(carry_context(uses_own)).result(TIMEOUT)
+        viewed.close()
+        return [repr(error), notes_of(error), refused, own]
+
+    error, notes, refused, own = app.test_client().get("/").get_json()
+    assert error == "AttributeError('db')"
+    assert sys.version_info < (3, 11) or "g.db stays with the view" in notes[0]
+    assert "SQLite objects created in a thread" in refused
+    assert own == [17, True]
+
+
+def test_g_get_finds_no_connection_in_a_task(
+    app: Flask, pool: ThreadPoolExecutor
+) -> None:
+    """`g.get("db")` is `None` in a task"""
 
     @app.route("/")
     def view() -> list[bool]:
-        g.client = Client()
-        error = pool.submit(carry_context(lambda: g.client)).exception(TIMEOUT)
-        assert isinstance(error, AttributeError)
-        notes = "".join(getattr(error, "__notes__", []))
-        viewed = g.client
+        with contextlib.closing(sqlite3.connect(":memory:")) as g.db:
+            task = carry_context(lambda: [g.get("db") is None, "db" in g])
+            return pool.submit(task).result(TIMEOUT)
 
-        @carry_context
-        def is_given(client: Client) -> bool:
-            return client is viewed
+    assert app.test_client().get("/").get_json() == [True, False]
 
-        @carry_context
-        def has_own() -> bool:
-            return g.setdefault("client", Client()) is not viewed
 
-        given = pool.submit(is_given, viewed).result(TIMEOUT)
-        said = sys.version_info < (3, 11) or "pass it as an argument" in notes
-        return [said, given, pool.submit(has_own).result(TIMEOUT)]
+@pytest.mark.parametrize("cured", [False, True])
+def test_a_teardown_function_that_starts_a_task_keeps_starting_tasks(
+    app: Flask, cured: bool
+) -> None:
+    """Tasks keep starting new tasks"""
 
-    assert app.test_client().get("/").get_json() == [True, True, True]
+    audits: list[str] = []
+    enough = 5
+
+    def audit() -> None:
+        audits.append(request.path)
+
+    def after(response: Response) -> Response:
+        carry_context(audit)()
+        return response
+
+    def teardown(error: BaseException | None) -> None:
+        if len(audits) < enough:
+            carry_context(audit)()
+
+    if cured:
+        app.after_request(after)
+    else:
+        app.teardown_request(teardown)
+    app.test_client().get("/")
+    assert len(audits) == (1 if cured else enough)
+
+
+@pytest.mark.parametrize("cured", [False, True])
+def test_a_failed_task_is_counted_as_a_failed_request(
+    app: Flask, pool: ThreadPoolExecutor, cured: bool
+) -> None:
+    """Metrics count a failed task as a failed request"""
+
+    failures: list[str] = []
+
+    @app.before_request
+    def start() -> None:
+        g.start = 17
+
+    @app.teardown_request
+    def count(error: BaseException | None) -> None:
+        if error and (not cured or "start" in g):
+            failures.append(type(error).__name__)
+
+    def fail() -> None:
+        raise LookupError
+
+    @app.route("/task")
+    def view_with_a_task() -> str:
+        assert pool.submit(carry_context(fail)).exception(TIMEOUT)
+        return ""
+
+    @app.route("/view")
+    def failing_view() -> str:
+        raise ZeroDivisionError
+
+    client = app.test_client()
+    assert client.get("/task").status_code == 200
+    assert client.get("/view").status_code == 500
+    uncured = ["LookupError", "ZeroDivisionError"]
+    assert failures == (uncured[1:] if cured else uncured)
+
+
+@pytest.mark.parametrize("cured", [False, True])
+def test_a_teardown_function_that_reads_the_body_fails_the_task(
+    app: Flask, pool: ThreadPoolExecutor, cured: bool
+) -> None:
+    """A task succeeds, and then its teardown function reads the body and fails"""
+
+    @app.before_request
+    def read() -> None:
+        if cured:
+            request.get_json()
+
+    @app.teardown_request
+    def audit(error: BaseException | None) -> None:
+        audited.append(request.get_json())
+
+    @app.route("/", methods=["POST"])
+    def view() -> str:
+        error = pool.submit(carry_context(lambda: "done")).exception(TIMEOUT)
+        return str(error)
+
+    audited: list[Any] = []
+    said = app.test_client().post("/", json=["tea"]).text
+    assert said.startswith("None" if cured else UNREAD)
+    assert audited == [["tea"]] * (2 if cured else 1)
+
+
+# Databases
 
 
 @pytest.mark.parametrize(
@@ -104,7 +482,7 @@ def test_attribute_error_on_g_db_in_a_task(
         ("shop.sqlite", True, "2 orders"),
     ],
 )
-def test_database_is_locked_or_no_such_table(
+def test_a_task_sees_only_what_is_committed_to_a_file(
     app: Flask,
     pool: ThreadPoolExecutor,
     tmp_path: Path,
@@ -113,6 +491,8 @@ def test_database_is_locked_or_no_such_table(
     commits: bool,
     outcome: str,
 ) -> None:
+    """`database is locked`, or `no such table`"""
+
     def get_db() -> sqlite3.Connection:
         if "db" not in g:
             g.db = sqlite3.connect(database, timeout=0)
@@ -145,10 +525,12 @@ def test_database_is_locked_or_no_such_table(
     assert app.test_client().get("/").text == outcome
 
 
-@pytest.mark.parametrize("cure", [None, "receiver", "id"])
-def test_detached_instance_error(
-    app: Flask, db: Any, late: Late, cure: str | None
+@pytest.mark.parametrize("cure", ["nothing", "id", "accessor"])
+def test_an_orm_object_of_the_view_is_detached(
+    app: Flask, db: Any, late: Late, cure: str
 ) -> None:
+    """`DetachedInstanceError: Instance … is not bound to a Session`"""
+
     class Account(db.Model):  # type: ignore[misc]
         id = db.Column(db.Integer, primary_key=True)
         name = db.Column(db.String, nullable=False)
@@ -157,45 +539,120 @@ def test_detached_instance_error(
         db.create_all()
         db.session.add(Account(name="acme"))
         db.session.commit()
-
-    def merge_account(sender: Flask) -> None:
-        if g.get("account"):
-            g.account = db.session.merge(g.account)
-
-    if cure == "receiver":
-        appcontext_pushed.connect(merge_account, app)
+    names = {**vars(flask), "db": db, "Account": Account}
+    exec(snippet("def get_account"), names)  # noqa: S102
+    get_account: Any = names["get_account"]
 
     @app.route("/")
     def view() -> str:
-        g.account = db.session.get(Account, 1)
-        db.session.commit()
-        id: int = g.account.id
+        session["account_id"] = 1
+        account = get_account()
+        id: int = account.id
 
         @carry_context
         def name() -> str:
-            account = db.session.get(Account, id) if cure == "id" else g.account
-            return str(account.name)
+            if cure == "accessor":
+                used = get_account()
+            else:
+                used = db.session.get(Account, id) if cure == "id" else account
+            return str(used.name)
+
+        @carry_context
+        def from_g() -> Any:
+            return g.account
 
         late.submit(name)
+        late.submit(from_g)
         db.session.commit()
         return ""
 
     app.test_client().get("/")
-    if cure:
-        assert late.result() == "acme"
-    else:
+    if cure == "nothing":
         with pytest.raises(DetachedInstanceError, match="is not bound to a Session"):
             late.result()
+    else:
+        assert late.result() == "acme"
+    with pytest.raises(AttributeError, match="account"):
+        late.result()
 
 
-def upload(app: Flask) -> Any:
-    data = {"file": (io.BytesIO(b"tea and milk"), "list.txt")}
-    return app.test_client().post("/", data=data).get_json()
-
-
-def test_io_operation_on_closed_file_after_the_response(
-    app: Flask, late: Late, tmp_path: Path
+def test_a_connection_on_the_request_is_the_views(
+    app: Flask, pool: ThreadPoolExecutor
 ) -> None:
+    """A connection on `request` is shared with the view"""
+
+    @app.before_request
+    def connect() -> None:
+        connection = sqlite3.connect(":memory:", check_same_thread=False)
+        request.db = g.db = connection  # type: ignore[attr-defined]
+
+    @app.route("/")
+    def view() -> list[bool]:
+        viewed = g.db
+
+        def look() -> list[bool]:
+            return [vars(request)["db"] is viewed, "db" in g]
+
+        seen = pool.submit(carry_context(look)).result(TIMEOUT)
+        viewed.close()
+        return seen
+
+    assert app.test_client().get("/").get_json() == [True, False]
+
+
+# The request body and uploads
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        pytest.param(lambda: None, id="not-read"),
+        pytest.param(lambda: request.stream.read(), id="as-a-stream"),
+        pytest.param(lambda: request.get_data(cache=False), id="not-kept"),
+    ],
+)
+def test_a_body_that_the_request_does_not_keep_cannot_be_read(
+    app: Flask, pool: ThreadPoolExecutor, read: Callable[[], object]
+) -> None:
+    """`carry_context() carries only what the view has read of the request body`"""
+
+    @app.route("/", methods=["POST"])
+    def view() -> str:
+        read()
+        task = carry_context(lambda: request.get_data())
+        return str(pool.submit(task).exception(TIMEOUT))
+
+    @app.route("/cured", methods=["POST"])
+    def cured() -> bytes:
+        request.get_data()
+        return pool.submit(carry_context(lambda: request.get_data())).result(TIMEOUT)
+
+    client = app.test_client()
+    assert client.post("/", data=b"tea").text.startswith(UNREAD)
+    assert client.post("/cured", data=b"tea").data == b"tea"
+
+
+def upload(app: Flask, content: bytes) -> Any:
+    """Send a file, and return what the view answers."""
+    files = {"file": FileStorage(io.BytesIO(content), "list.txt")}
+    boundary, body = encode_multipart(files)
+    content_type = f"multipart/form-data; boundary={boundary}"
+    client = app.test_client()
+    return client.post("/", data=body, content_type=content_type).get_json()
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        pytest.param(17, "I/O operation on closed file", id="small"),
+        pytest.param(1_000_000, "read of closed file", id="large"),
+    ],
+)
+def test_an_upload_is_closed_after_the_response(
+    app: Flask, late: Late, tmp_path: Path, size: int, said: str
+) -> None:
+    """`read of closed file`, or `I/O operation on closed file`"""
+
     @app.route("/", methods=["POST"])
     def view() -> list[str]:
         file = request.files["file"]
@@ -211,15 +668,17 @@ def test_io_operation_on_closed_file_after_the_response(
         late.submit(carry_context(path.read_bytes))
         return []
 
-    upload(app)
-    with pytest.raises(ValueError, match="I/O operation on closed file"):
+    upload(app, b"t" * size)
+    with pytest.raises(ValueError, match=said):
         late.result()
-    assert late.result() == b"tea and milk"
+    assert late.result() == b"t" * size
 
 
-def test_a_file_is_empty_the_second_time_or_tasks_get_parts_of_it(
+def test_tasks_share_the_position_of_an_upload(
     app: Flask, pool: ThreadPoolExecutor
 ) -> None:
+    """A file is empty the second time, or tasks get parts of it"""
+
     @app.route("/", methods=["POST"])
     def view() -> list[list[str]]:
         file = request.files["file"]
@@ -234,10 +693,84 @@ def test_a_file_is_empty_the_second_time_or_tasks_get_parts_of_it(
         decode = carry_context(content.decode)
         return [parts, [pool.submit(decode).result(TIMEOUT) for _ in range(2)]]
 
-    assert upload(app) == [["tea", " and milk", ""], ["tea and milk"] * 2]
+    assert upload(app, b"tea and milk") == [
+        ["tea", " and milk", ""],
+        ["tea and milk"] * 2,
+    ]
 
 
-def test_the_views_list_changes(app: Flask, pool: ThreadPoolExecutor) -> None:
+# Results
+
+
+def test_what_a_task_does_to_its_session_and_response_is_lost(
+    app: Flask, pool: ThreadPoolExecutor, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`session`, `flash()` or `after_this_request()` in a task does nothing"""
+
+    def work(name: str) -> str:
+        def add_header(response: Response) -> Response:
+            response.headers["Total"] = "17"
+            return response
+
+        session["user"] = name
+        flash("Saved.")
+        after_this_request(add_header)
+        return name
+
+    work.__qualname__ = "work"  # As it is at the top level of a module.
+
+    @app.route("/<by>")
+    def view(by: str) -> str:
+        name = pool.submit(carry_context(work), by).result(TIMEOUT)
+        return work(name) if by == "view" else name
+
+    @app.route("/look")
+    def look() -> list[Any]:
+        return [session.get("user"), get_flashed_messages()]
+
+    client = app.test_client()
+    response = client.get("/task")
+    assert "Total" not in response.headers and "Set-Cookie" not in response.headers
+    assert client.get("/look").get_json() == [None, []]
+    assert client.get("/view").headers["Total"] == "17"
+    assert client.get("/look").get_json() == ["view", ["Saved."]]
+    assert caplog.messages == []
+    app.testing = True
+    client.get("/task")
+    (logged,) = re.findall(r"```\n(work .*?)\n```", GUIDE, re.DOTALL)
+    assert caplog.messages == [logged.replace("\n", " ")]
+
+
+@pytest.mark.parametrize("cured", [False, True])
+def test_flash_messages_that_a_task_shows_are_shown_again(
+    app: Flask, pool: ThreadPoolExecutor, cured: bool
+) -> None:
+    """Flash messages are shown twice"""
+
+    @app.route("/")
+    def view() -> str:
+        flash("Saved.")
+        return ""
+
+    @app.route("/page")
+    def page() -> list[Any]:
+        if cured:
+            messages = get_flashed_messages()
+            return pool.submit(carry_context(messages.copy)).result(TIMEOUT)
+        get_messages: Callable[[], list[Any]] = get_flashed_messages
+        return pool.submit(carry_context(get_messages)).result(TIMEOUT)
+
+    client = app.test_client()
+    client.get("/")
+    shown = [client.get("/page").get_json() for _ in range(2)]
+    assert shown == [["Saved."], [] if cured else ["Saved."]]
+
+
+def test_a_list_in_the_body_is_shared_with_the_view(
+    app: Flask, pool: ThreadPoolExecutor
+) -> None:
+    """The view's list changes"""
+
     @app.route("/", methods=["POST"])
     def view() -> list[Any]:
         session["items"] = [*request.get_json()]
@@ -263,160 +796,11 @@ def test_the_views_list_changes(app: Flask, pool: ThreadPoolExecutor) -> None:
     assert seen == [both, ["tea"], both, both, ["tea"]]
 
 
-def test_session_flash_or_after_this_request_in_a_task_does_nothing(
-    app: Flask, pool: ThreadPoolExecutor
-) -> None:
-    def say(name: str) -> str:
-        def add_header(response: Response) -> Response:
-            response.headers["Total"] = "17"
-            return response
-
-        session["user"] = name
-        flash("Saved.")
-        after_this_request(add_header)
-        return name
-
-    @app.route("/<by>")
-    def view(by: str) -> str:
-        name = pool.submit(carry_context(say), by).result(TIMEOUT)
-        return say(name) if by == "view" else name
-
-    @app.route("/look")
-    def look() -> list[Any]:
-        return [session.get("user"), get_flashed_messages()]
-
-    client = app.test_client()
-    response = client.get("/task")
-    assert "Total" not in response.headers and "Set-Cookie" not in response.headers
-    assert client.get("/look").get_json() == [None, []]
-    assert client.get("/view").headers["Total"] == "17"
-    assert client.get("/look").get_json() == ["view", ["Saved."]]
-
-
-@pytest.mark.parametrize("cured", [False, True])
-def test_every_task_acts_for_the_same_user(
-    app: Flask, pool: ThreadPoolExecutor, cured: bool
-) -> None:
-    kept: list[Callable[[], str]] = []
-
-    def work() -> str:
-        return request.args["user"]
-
-    @app.route("/")
-    def view() -> str:
-        if not kept:
-            kept.append(work if cured else carry_context(work))
-        task = carry_context(kept[0]) if cured else kept[0]
-        return pool.submit(task).result(TIMEOUT)
-
-    client = app.test_client()
-    users = [client.get("/", query_string={"user": u}).text for u in ("ada", "eve")]
-    assert users == (["ada", "eve"] if cured else ["ada", "ada"])
-
-
-def test_current_user_is_anonymous_or_the_session_is_empty(
-    app: Flask, pool: ThreadPoolExecutor
-) -> None:
-    @app.route("/login")
-    def log_in() -> list[str]:
-        def user() -> str:
-            return str(session.get("user", "anonymous"))
-
-        early = carry_context(user)
-        session["user"] = "ada"
-        tasks = early, carry_context(user)
-        return [pool.submit(task).result(TIMEOUT) for task in tasks]
-
-    assert app.test_client().get("/login").get_json() == ["anonymous", "ada"]
-
-
-def test_working_outside_of_request_context_in_a_carried_function(app: Flask) -> None:
-    def work() -> str:
-        return request.path
-
-    with app.app_context():
-        alone = carry_context(work)
-    with pytest.raises(RuntimeError, match=OUTSIDE):
-        alone()
-    with app.test_request_context("/orders"):
-        cured = carry_context(work)
-    assert cured() == "/orders"
-
-
-def test_working_outside_of_request_context_where_submit_was_carried(
-    app: Flask, pool: ThreadPoolExecutor
-) -> None:
-    def work() -> str:
-        return request.path
-
-    with app.test_request_context("/orders"):
-        wrong = carry_context(pool.submit)(work)
-        cured = pool.submit(carry_context(work))
-    with pytest.raises(RuntimeError, match=OUTSIDE):
-        wrong.result(TIMEOUT)
-    assert cured.result(TIMEOUT) == "/orders"
-
-
-def test_a_generator_behind_a_decorator_runs_outside(app: Flask) -> None:
-    def decorated(func: Callable[[], Iterator[str]]) -> Callable[[], Iterator[str]]:
-        return lambda: func()
-
-    @decorated
-    def rows() -> Iterator[str]:
-        yield request.path
-
-    with app.test_request_context("/orders"):
-        hidden, cured = carry_context(rows), carry_context(lambda: list(rows()))
-    with pytest.raises(RuntimeError, match=OUTSIDE):
-        list(hidden())
-    assert cured() == ["/orders"]
-
-
-@pytest.mark.parametrize("cured", [False, True])
-def test_there_is_no_active_flask_context_in_a_streamed_response(
-    app: Flask, pool: ThreadPoolExecutor, cured: bool
-) -> None:
-    @app.route("/orders")
-    def view() -> Response:
-        def rows() -> Iterator[str]:
-            yield pool.submit(carry_context(lambda: request.path)).result(TIMEOUT)
-
-        return Response(stream_with_context(rows()) if cured else rows())
-
-    if cured:
-        assert app.test_client().get("/orders").text == "/orders"
-    else:
-        with pytest.raises(RuntimeError, match="no active Flask context"):
-            app.test_client().get("/orders")
-
-
-@pytest.mark.parametrize("cured", [False, True])
-def test_one_request_begins_tasks_without_end(app: Flask, cured: bool) -> None:
-    audits: list[str] = []
-    enough = 5
-
-    def audit() -> None:
-        audits.append(request.path)
-
-    def after(response: Response) -> Response:
-        carry_context(audit)()
-        return response
-
-    def teardown(error: BaseException | None) -> None:
-        if len(audits) < enough:
-            carry_context(audit)()
-
-    if cured:
-        app.after_request(after)
-    else:
-        app.teardown_request(teardown)
-    app.test_client().get("/")
-    assert len(audits) == (1 if cured else enough)
-
-
 def test_a_task_fails_and_nobody_sees_it(
     app: Flask, late: Late, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """A task fails, and nobody sees it"""
+
     logged = threading.Event()
 
     def fail() -> None:
@@ -443,7 +827,9 @@ def test_a_task_fails_and_nobody_sees_it(
     assert "LookupError: no price" in caplog.text
 
 
-def test_a_pool_stands_still(app: Flask) -> None:
+def test_a_pool_whose_tasks_wait_for_its_own_tasks_deadlocks(app: Flask) -> None:
+    """The pool deadlocks"""
+
     with ThreadPoolExecutor(1) as pool, ThreadPoolExecutor(1) as second:
 
         @app.route("/")
@@ -466,9 +852,54 @@ def test_a_pool_stands_still(app: Flask) -> None:
         assert app.test_client().get("/").get_json() == ["waits for itself", "/"]
 
 
-def test_you_cannot_use_async_to_sync_in_the_same_thread_as_an_async_event_loop(
+# Coroutines and generators
+
+
+def test_a_plain_function_that_returns_a_coroutine_fails(
+    app: Flask, pool: ThreadPoolExecutor
+) -> None:
+    """`The function in carry_context() returned a coroutine`"""
+
+    async def work() -> str:
+        return request.path
+
+    with app.test_request_context("/orders"):
+        func: Any = lambda: work()  # noqa: E731
+        hidden = carry_context(func)
+        cured: Any = carry_context(work)
+        in_a_thread = pool.submit(carry_context(asyncio.run), work())
+    said = re.escape("The function in carry_context() returned a coroutine")
+    with pytest.raises(TypeError, match=said):
+        hidden()
+    assert asyncio.run(cured()) == "/orders"
+    assert in_a_thread.result(TIMEOUT) == "/orders"
+
+
+def test_a_coroutine_function_in_a_pool_is_not_awaited(
+    app: Flask, pool: ThreadPoolExecutor
+) -> None:
+    """`coroutine … was never awaited`, and the task does nothing"""
+
+    done: list[str] = []
+
+    async def work() -> str:
+        done.append(request.path)
+        return request.path
+
+    with app.test_request_context("/orders"):
+        coroutine: Any = pool.submit(carry_context(work)).result(TIMEOUT)
+        assert asyncio.iscoroutine(coroutine) and done == []
+        with pytest.warns(RuntimeWarning, match="was never awaited"):
+            del coroutine
+        cured = pool.submit(carry_context(asyncio.run), work())
+        assert cured.result(TIMEOUT) == "/orders"
+
+
+def test_an_async_teardown_function_needs_a_thread_of_its_own(
     app: Flask,
 ) -> None:
+    """`You cannot use AsyncToSync in the same thread as an async event loop`"""
+
     closed: list[str] = []
 
     @app.teardown_appcontext
@@ -491,11 +922,95 @@ def test_you_cannot_use_async_to_sync_in_the_same_thread_as_an_async_event_loop(
     assert path == "/" and len(closed) == 2
 
 
+@pytest.mark.parametrize("cured", [False, True])
+def test_a_streamed_response_has_no_context(
+    app: Flask, pool: ThreadPoolExecutor, cured: bool
+) -> None:
+    """A streamed response: `There is no active Flask context`"""
+
+    @app.route("/orders")
+    def view() -> Response:
+        def rows() -> Iterator[str]:
+            yield pool.submit(carry_context(lambda: request.path)).result(TIMEOUT)
+
+        return Response(stream_with_context(rows()) if cured else rows())
+
+    if cured:
+        assert app.test_client().get("/orders").text == "/orders"
+    else:
+        with pytest.raises(RuntimeError, match="no active Flask context"):
+            app.test_client().get("/orders")
+
+
+# Processes and queues
+
+
+def job() -> None:
+    """Do nothing, as something that a queue can find by its name."""
+
+
+@pytest.fixture
+def carried_job(app: Flask) -> Callable[[], None]:
+    with app.test_request_context("/orders"):
+        return carry_context(job)
+
+
+def test_pickle_refuses_what_is_carried(carried_job: Callable[[], None]) -> None:
+    """`Can't pickle local object 'carry_context.<locals>.work'`"""
+
+    said = r"Can't (pickle|get) local object .*carry_context\.<locals>\.job"
+    with pytest.raises((AttributeError, pickle.PicklingError), match=said):
+        pickle.dumps(carried_job)
+    assert pickle.loads(pickle.dumps(job)) is job
+
+
+def test_a_process_pool_refuses_what_is_carried(carried_job: Any) -> None:
+    """`Can't pickle local object 'carry_context.<locals>.work'`"""
+
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as processes:
+        error = processes.submit(carried_job).exception(TIMEOUT)
+        assert "carry_context.<locals>.job" in str(error)
+        assert processes.submit(math.sqrt, 289).result(TIMEOUT) == 17
+
+
+def test_a_job_store_of_apscheduler_refuses_what_is_carried(
+    carried_job: Any, tmp_path: Path
+) -> None:
+    """APScheduler: `This Job cannot be serialized`"""
+
+    stores: Any = pytest.importorskip("apscheduler.jobstores.sqlalchemy")
+    schedulers: Any = importlib.import_module("apscheduler.schedulers.background")
+    store = stores.SQLAlchemyJobStore(f"sqlite:///{tmp_path / 'jobs.sqlite'}")
+    scheduler = schedulers.BackgroundScheduler(jobstores={"default": store})
+    scheduler.start(paused=True)
+    try:
+        with pytest.raises(ValueError, match="This Job cannot be serialized"):
+            scheduler.add_job(carried_job, "interval", hours=1)
+        scheduler.add_job(job, "interval", hours=1)
+        assert [each.func for each in scheduler.get_jobs()] == [job]
+    finally:
+        scheduler.shutdown()
+        store.engine.dispose()
+
+
+def test_the_worker_of_rq_does_not_run_the_bare_function(carried_job: Any) -> None:
+    """RQ: `Invalid attribute name: work`"""
+
+    rq: Any = pytest.importorskip("rq.job")
+    connection = object()  # Nothing is sent: a worker looks the name up as here.
+    with pytest.raises(ValueError, match="Invalid attribute name: job"):
+        rq.Job.create(carried_job, connection=connection).func  # noqa: B018
+    assert rq.Job.create(job, connection=connection).func is job
+
+
 # Python 3.12 warns of every fork beside a thread.
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-def test_multiprocessing_with_fork_pickles_nothing_and_so_refuses_nothing(
+def test_a_forked_process_works_on_a_copy_of_everything(
     app: Flask,
 ) -> None:
+    """`multiprocessing` with fork refuses nothing, and the result is lost"""
+
     fork: Any = multiprocessing.get_context("fork")
     ours, theirs = fork.Pipe()
 
@@ -525,116 +1040,3 @@ def test_multiprocessing_with_fork_pickles_nothing_and_so_refuses_nothing(
     assert app.test_client().get("/").get_json() == [[17], [], "17 for acme"]
     ours.close()
     theirs.close()
-
-
-# Logs, servers and moves
-
-
-def test_each_line_that_structlog_writes_in_a_task_has_the_id_of_the_request(
-    app: Flask, late: Late
-) -> None:
-    import structlog
-
-    logs = structlog.testing.LogCapture()
-    processors: list[Any] = [structlog.contextvars.merge_contextvars, logs]
-    log: Any = structlog.wrap_logger(structlog.PrintLogger(), processors=processors)
-
-    @app.before_request
-    def identify() -> None:
-        structlog.contextvars.clear_contextvars()
-        structlog.contextvars.bind_contextvars(request_id=request.headers["Request-Id"])
-
-    @app.route("/")
-    def view() -> str:
-        late.submit(carry_context(log.info), "done")
-        return ""
-
-    client = app.test_client()
-    for id in "r1", "r2":
-        client.get("/", headers={"Request-Id": id})
-    late.result()
-    late.result()
-    assert {entry["request_id"] for entry in logs.entries} == {"r1", "r2"}
-
-
-@contextlib.contextmanager
-def server(*command: str) -> Generator[str]:
-    """Run a server's command on a free port, and end it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    line = [sys.executable, "-m", *(part.format(port=port) for part in command)]
-    with subprocess.Popen(line, cwd=EXAMPLES, stderr=subprocess.PIPE, text=True) as run:
-        assert run.stderr is not None
-        try:
-            for text in run.stderr:
-                if re.search("Booting worker|Serving on|Running on", text):
-                    break
-            threading.Thread(target=run.stderr.read, daemon=True).start()
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            run.send_signal(signal.SIGTERM)
-            run.wait(TIMEOUT)
-
-
-GUNICORN = ("gunicorn", "--bind", "127.0.0.1:{port}", "from_flask_threads:app")
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        (*GUNICORN, "--preload", "--workers", "2"),
-        (*GUNICORN, "--worker-class", "gevent"),
-        ("waitress", "--listen", "127.0.0.1:{port}", "from_flask_threads:app"),
-    ],
-    ids=["gunicorn --preload", "gunicorn with gevent", "waitress"],
-)
-def test_the_servers_of_the_readme_run_tasks(command: tuple[str, ...]) -> None:
-    browser = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    browser.addheaders = [("user-id", "17")]
-    with server(*command) as address:
-        for path in "/user/thread", "/user/executor":
-            with browser.open(address + path, timeout=TIMEOUT) as response:
-                assert b'"user_id":"17"' in response.read()
-
-
-@pytest.mark.parametrize("carry", [copy_current_request_context, carry_context])
-def test_moving_from_the_built_in_brings_g_and_separates_the_session(
-    app: Flask, pool: ThreadPoolExecutor, carry: Any
-) -> None:
-    @app.route("/")
-    def view() -> list[Any]:
-        g.tenant = "acme"
-
-        def work() -> str | None:
-            session["user"] = "ada"
-            tenant: str | None = g.get("tenant")
-            return tenant
-
-        return [pool.submit(carry(work)).result(TIMEOUT), session.get("user")]
-
-    moved = carry is carry_context
-    expected = ["acme", None] if moved else [None, "ada"]
-    assert app.test_client().get("/").get_json() == expected
-
-
-@pytest.mark.parametrize("wrapped", [False, True])
-def test_moving_from_flask_executor_begins_within_flask_executor(
-    app: Flask, wrapped: bool
-) -> None:
-    executor: Any = Executor(app)
-
-    @app.route("/")
-    def view() -> list[Any]:
-        g.tenant = "acme"
-
-        def work() -> str:
-            session["user"] = "ada"
-            return f"{request.path} of {g.tenant}"
-
-        task = carry_context(work) if wrapped else work
-        return [executor.submit(task).result(TIMEOUT), session.get("user")]
-
-    expected = ["/ of acme", None if wrapped else "ada"]
-    assert app.test_client().get("/").get_json() == expected
-    executor.shutdown()
