@@ -220,6 +220,23 @@ def test_a_function_carried_by_create_app_never_has_the_request(app: Flask) -> N
 
 
 @pytest.mark.parametrize("cured", [False, True])
+def test_a_method_that_the_view_looks_up_is_the_views(
+    app: Flask, pool: ThreadPoolExecutor, cured: bool
+) -> None:
+    """A task works on the view's own request or session"""
+
+    @app.route("/")
+    def view() -> list[str]:
+        session["user"] = "ada"
+        clear: Any = (lambda: session.clear()) if cured else session.clear
+        pool.submit(carry_context(clear)).result(TIMEOUT)
+        return [*session]
+
+    expected = ["user"] if cured else []
+    assert app.test_client().get("/").get_json() == expected
+
+
+@pytest.mark.parametrize("cured", [False, True])
 def test_every_task_acts_for_the_same_user(
     app: Flask, pool: ThreadPoolExecutor, cured: bool
 ) -> None:
@@ -379,6 +396,71 @@ def test_g_get_finds_no_connection_in_a_task(
             return pool.submit(task).result(TIMEOUT)
 
     assert app.test_client().get("/").get_json() == [True, False]
+
+
+@pytest.mark.parametrize("cured", [False, True])
+def test_a_flag_in_g_says_of_the_views_connection_that_it_is_set_up(
+    app: Flask, pool: ThreadPoolExecutor, cured: bool
+) -> None:
+    """A connection that a task opens is not set up"""
+
+    def get_db() -> sqlite3.Connection:
+        if "db" not in g:
+            g.db = sqlite3.connect(":memory:")
+            if cured:
+                g.db.execute("pragma foreign_keys = on")
+        if not cured and "is_set_up" not in g:
+            g.db.execute("pragma foreign_keys = on")
+            g.is_set_up = True
+        db: sqlite3.Connection = g.db
+        return db
+
+    @app.teardown_appcontext
+    def close(error: BaseException | None) -> None:
+        if "db" in g:
+            g.db.close()
+
+    def look() -> bool:
+        (value,) = get_db().execute("pragma foreign_keys").fetchone()
+        return bool(value)
+
+    @app.route("/")
+    def view() -> list[bool]:
+        return [look(), pool.submit(carry_context(look)).result(TIMEOUT)]
+
+    assert app.test_client().get("/").get_json() == [True, cured]
+
+
+@pytest.mark.parametrize("cured", [False, True])
+def test_a_teardown_function_does_not_send_the_views_list_for_a_task(
+    app: Flask, late: Late, cured: bool
+) -> None:
+    """What a task appends to a list in `g` is not sent"""
+
+    sent: list[str] = []
+
+    @app.before_request
+    def start() -> None:
+        g.events = []
+
+    @app.teardown_appcontext
+    def send(error: BaseException | None) -> None:
+        sent.extend(g.pop("events", []))
+
+    def work() -> None:
+        if cured:
+            g.events = list[str]()
+        g.events.append("task")
+
+    @app.route("/")
+    def view() -> str:
+        g.events.append("view")
+        late.submit(carry_context(work))
+        return ""
+
+    app.test_client().get("/")
+    late.result()
+    assert sent == (["view", "task"] if cured else ["view"])
 
 
 @pytest.mark.parametrize("cured", [False, True])
