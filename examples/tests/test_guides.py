@@ -1,6 +1,7 @@
 """The guides: their snippets run, and their links lead somewhere, those of the README too."""
 
 import asyncio
+import concurrent.futures
 import contextlib
 import importlib
 import os
@@ -212,6 +213,16 @@ def test_the_tests_of_the_recipes_pass(tmp_path: Path) -> None:
         timeout=TIMEOUT,
     )
     assert "3 passed" in done.stdout, done.stdout
+
+
+def test_the_inline_executor_keeps_an_error_in_the_future() -> None:
+    recipe = snippets(section(RECIPES, "### With an inline executor"))[0]
+    (inline,) = re.findall(r"^class .*?(?=^@)", recipe, re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {"Executor": concurrent.futures.Executor, "Future": Future}
+    exec(inline, names)  # noqa: S102
+    executor: concurrent.futures.Executor = names["InlineExecutor"]()
+    assert isinstance(executor.submit(int, "seventeen").exception(), ValueError)
+    assert list(executor.map(int, ["17", "18"])) == [17, 18]
 
 
 # The recipes with a view or a job

@@ -365,10 +365,11 @@ def test_a_connection_in_g_is_missing_in_a_task(
         viewed = get_db()
 
         def uses_own() -> list[Any]:
-            (number,) = get_db().execute("select 17").fetchone()
-            is_own = get_db() is not viewed
-            get_db().close()
-            return [number, is_own]
+            own = get_db()
+            (number,) = own.execute("select 17").fetchone()
+            is_one = get_db() is own and own is not viewed
+            own.close()
+            return [number, is_one]
 
         error = pool.submit(carry_context(lambda: g.db)).exception(TIMEOUT)
         passed = pool.submit(carry_context(viewed.execute), "select 17")
@@ -1062,7 +1063,7 @@ def test_a_job_store_of_apscheduler_refuses_what_is_carried(
 ) -> None:
     """APScheduler: `This Job cannot be serialized`"""
 
-    stores: Any = pytest.importorskip("apscheduler.jobstores.sqlalchemy")
+    stores: Any = importlib.import_module("apscheduler.jobstores.sqlalchemy")
     schedulers: Any = importlib.import_module("apscheduler.schedulers.background")
     store = stores.SQLAlchemyJobStore(f"sqlite:///{tmp_path / 'jobs.sqlite'}")
     scheduler = schedulers.BackgroundScheduler(jobstores={"default": store})
@@ -1080,7 +1081,7 @@ def test_a_job_store_of_apscheduler_refuses_what_is_carried(
 def test_the_worker_of_rq_does_not_run_the_bare_function(carried_job: Any) -> None:
     """RQ: `Invalid attribute name: work`"""
 
-    rq: Any = pytest.importorskip("rq.job")
+    rq: Any = importlib.import_module("rq.job")
     connection = object()  # Nothing is sent: a worker looks the name up as here.
     with pytest.raises(ValueError, match="Invalid attribute name: job"):
         rq.Job.create(carried_job, connection=connection).func  # noqa: B018
