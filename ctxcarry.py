@@ -111,8 +111,10 @@ async def _call_async(
 # Flask's contexts. Up to Flask 3.1 a request has two, its own and the app's, which has g.
 # Flask 3.2 has one for both (pallets/flask#5639).
 _HAS_ONE_CONTEXT = "RequestContext" not in vars(flask.ctx)
-_AppContext: Any = flask.ctx.AppContext
-_RequestContext: Any = vars(flask.ctx).get("RequestContext", _AppContext)
+_CONTEXT_CLASSES: tuple[Any, ...] = (
+    flask.ctx.AppContext,
+    vars(flask.ctx).get("RequestContext", flask.ctx.AppContext),
+)
 
 _STACKS: list[Any] = []
 _release_local: Any = vars(werkzeug.local)["release_local"]  # Flask 2.2 has no type.
@@ -193,9 +195,11 @@ class _Snapshot:
         self.variables = contextvars.Context()
         self.decimal_contexts: list[tuple[Any, decimal.Context]] = []
         for variable, value in contextvars.copy_context().items():
-            if _is_a(value, decimal.Context):
+            # Not isinstance(), which would look up what a LocalProxy stands for.
+            cls = cast(Any, type(value))
+            if issubclass(cls, decimal.Context):
                 self.decimal_contexts.append((variable, value.copy()))
-            elif not _holds_resource(value):
+            elif not issubclass(cls, _CONTEXT_CLASSES) and not _holds_resource(value):
                 self.variables.run(variable.set, value)
         for stack in _STACKS:
             self.variables.run(_release_local, stack)
@@ -401,11 +405,6 @@ def _carry_attributes(g: Any, carried: dict[str, Any]) -> _TaskAttributes | None
 # What is copied, and how.
 
 
-def _is_a(value: object, classes: Any) -> bool:
-    """Ask the type alone: isinstance() would look up what a LocalProxy stands for."""
-    return issubclass(type(value), classes)
-
-
 _COPY_HOOKS = "__copy__", "__getnewargs__", "__getnewargs_ex__", "__setstate__"
 _COPIED_PLAINLY: tuple[Any, ...] = (Request, SecureCookieSession, MapAdapter)
 
@@ -423,7 +422,7 @@ def _copy(original: Any) -> Any:
         return copy.copy(original)
     try:
         copied = cls.__new__(cls)
-        if _is_a(original, dict):
+        if issubclass(cls, dict):
             cast(Any, dict).update(copied, cast(Any, dict).items(original))
         object.__setattr__(copied, "__dict__", original.__dict__.copy())
     except (AttributeError, TypeError):  # It has no plain __new__ or no plain __dict__.
@@ -465,13 +464,14 @@ def _copy_session(session: Any, copies: dict[int, Any]) -> Any:
         return copies[id(session)]
     copied = _copy(session)
     copies[id(session)] = copied
-    if _is_a(copied, dict):
+    if isinstance(copied, dict):
         for key, value in cast(Any, dict).items(copied):
             # A plain assignment may write to a session store.
             cast(Any, dict).__setitem__(copied, key, _copy_containers(value, copies))
     attributes = getattr(copied, "__dict__", {})
     for name, value in attributes.items():
-        if _is_a(value, dict) and value.__class__ is not dict:
+        cls = cast(Any, type(value))
+        if issubclass(cls, dict) and cls is not dict:
             # Beaker's session stands for another one, which it has as an attribute.
             attributes[name] = _copy_session(value, copies)
         else:
@@ -543,23 +543,23 @@ def _has_unread_body(request: Any) -> bool:
     )
 
 
-# Open resources, which stay with the view. Flask's contexts are among them.
+# Open resources, which stay with the view.
 
 _CLOSING = "close", "aclose", "disconnect", "unbind"
 _MANAGING = "__exit__", "__aexit__", "commit", "transaction"
 _LEFT_NAMES = "_flask_babel", "fs_authn_via"  # Their extensions make them again.
 _NO_RESOURCES = bool, bytes, float, int, str, type(None), io.BytesIO, io.StringIO
+_CONTAINERS = dict, list, tuple, set
 # By their ids, as a class may refuse to be hashed.
-_NO_RESOURCE_IDS = {id(cls) for cls in _NO_RESOURCES}
+_NO_RESOURCE_IDS = {id(cls) for cls in (*_NO_RESOURCES, *_CONTAINERS)}
 
 
 def _holds_resource(value: object) -> bool:
     """Say whether a value is an open resource, or a container with one in it."""
-    if id(type(value)) in _NO_RESOURCE_IDS:  # For speed: most values are plain.
-        return False
-    if _is_a(value, dict):
+    cls = type(value)
+    if issubclass(cls, dict):
         values = cast(Any, dict).values(value)
-    elif _is_a(value, (list, tuple, set)):
+    elif issubclass(cls, _CONTAINERS):
         values = cast(Any, value)
     else:
         return _is_resource(value)
@@ -571,14 +571,17 @@ def _holds_resource(value: object) -> bool:
 
 def _is_resource(value: object) -> bool:
     """Ask the class of a value, and the class that it stands for, as tracers' do."""
-    cls: Any = type(value)
-    if id(cls) in _NO_RESOURCE_IDS:
+    cls = cast(Any, type(value))
+    if id(cls) in _NO_RESOURCE_IDS:  # For speed: most values are plain.
         return False
     with contextlib.suppress(Exception):  # A class that cannot be asked is data.
         if _is_resource_class(cls):
             return True
         # Not of a LocalProxy, which would look up what it stands for.
-        if not _is_a(value, werkzeug.local.LocalProxy) and value.__class__ is not cls:
+        if (
+            not issubclass(cls, werkzeug.local.LocalProxy)
+            and value.__class__ is not cls
+        ):
             return _is_resource_class(value.__class__)
     return False
 
@@ -590,7 +593,7 @@ def _is_resource_class(cls: Any) -> bool:
     # A class may have a member of that name that is no method, such as a column.
     closes = any(callable(getattr(cls, name, None)) for name in _CLOSING)
     manages = any(callable(getattr(cls, name, None)) for name in _MANAGING)
-    return (closes and manages) or issubclass(cls, (_AppContext, _RequestContext))
+    return closes and manages
 
 
 # Coroutines.
@@ -620,7 +623,7 @@ class _Steps(Generator[Any, Any, Any]):
 
 def _check_result(result: Any) -> None:
     """Refuse a coroutine that has yet to start, as it would start without the context."""
-    if not _is_a(result, types.CoroutineType):
+    if not issubclass(type(result), types.CoroutineType):
         return
     if inspect.getcoroutinestate(result) == inspect.CORO_CREATED:
         result.close()
