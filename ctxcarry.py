@@ -33,7 +33,7 @@ R = TypeVar("R")
 
 
 def carry_context(func: Callable[P, R], /) -> Callable[P, R]:
-    """Make a function run in the context that is active now, wherever it is called.
+    """Wrap a function so that it runs with a copy of the current context.
 
     Flask's contexts belong to the thread that handles the request. Call this in a view,
     and hand the result to a thread, a pool, a timer, a greenlet or an event loop::
@@ -46,32 +46,36 @@ def carry_context(func: Callable[P, R], /) -> Callable[P, R]:
 
             return list(executor.map(part, request.args.getlist("item")))
 
-    The context is copied when this is called. Each call of the result pushes contexts
-    of its own, made from that copy, and pops them at its end. Calls may run at the same
-    time, and after the response. They write nothing back to the view.
+    The copy is made when this is called. Each call of the result pushes contexts of its
+    own, made from that copy, and pops them at its end. Calls can run at the same time,
+    and after the response. They write nothing back to the view.
 
-    -   ``request`` and ``session`` are copies. Plain lists, dicts, sets and tuples in
-        the session are copied too. What a task writes to its session is not sent.
-    -   ``g`` and the context variables have the values that they have in the view. A
-        mutable value is shared with the view: replace it, do not change it.
-    -   Database connections, other open resources and objects of an ORM stay with the
-        view. The task opens or loads its own, as ``get_db()`` in Flask's tutorial does.
-    -   Of the request body, the task has what the view has read and the request keeps.
-
-    Teardown functions run for each call. In ``g`` they find what the task has set, and
-    not what was carried.
+    -   ``request`` and ``session`` are copies. Attributes that you have set on
+        ``request`` are shared, and so are uploaded files. Plain lists, dicts, sets and
+        tuples in the session are copied too. What a task writes to its session is not
+        sent, and a view that calls this counts as one that reads the session.
+    -   ``g`` and the context variables have the same values as in the view. A mutable
+        value is shared with the view: replace it, do not change it.
+    -   Open resources, such as database connections, and SQLAlchemy's objects stay with
+        the view: ``g.db`` raises an ``AttributeError`` in the task. Open or load them
+        there, as ``get_db()`` does in Flask's tutorial.
+    -   The task can use the form, the JSON or the data of the request if the view has
+        read it.
 
     .. warning::
-        A task has its own database connection, so it only sees what is committed.
-        Commit in the view before the task starts.
+        Commit in the view before the task starts. The task has its own connection.
 
-    :param func: Any callable but a generator function. A coroutine function stays one,
-        and all its steps run in the context.
+        Teardown functions run for each call. In ``g`` they find only what the task has
+        set, so that they do not close what belongs to the view. Write ``g.get("start")``
+        there, not ``g.start``.
+
+    :param func: A callable. For a coroutine function, the result is one too, and all its
+        steps run in the context. Generator functions are not supported.
     :return: A callable with the same parameters and result. It cannot be pickled.
-    :raises TypeError: If ``func`` is not callable, or is a generator function. The call
-        raises it if ``func`` returns a coroutine and is no coroutine function.
-    :raises RuntimeError: If no context is active, or if a module that is imported during
-        a request calls this at its top level.
+    :raises TypeError: If ``func`` is not callable, or is a generator function. Calling
+        the result raises it if a plain function returns a coroutine.
+    :raises RuntimeError: If no context is active, or if this is called at the top level
+        of a module that is imported during a request.
     """
     _check_callable(func)
     _check_context()
@@ -83,9 +87,10 @@ def carry_context(func: Callable[P, R], /) -> Callable[P, R]:
 
     async def carried_async(*args: P.args, **kwargs: P.kwargs) -> Any:
         call = _call_async(snapshot, func, *args, **kwargs)
-        return await _Steps(snapshot.new_variables(), call)
+        return await _StepsInContext(snapshot.new_variables(), call)
 
-    wrapper: Any = carried_async if _is_coroutine_function(func) else carried
+    is_async = _code_flags(func) & inspect.CO_COROUTINE
+    wrapper: Any = carried_async if is_async else carried
     _update_wrapper(wrapper, func)
     return cast("Callable[P, R]", wrapper)
 
@@ -108,20 +113,44 @@ async def _call_async(
         return await func(*args, **kwargs)
 
 
-# Flask's contexts. Up to Flask 3.1 a request has two, its own and the app's, which has g.
-# Flask 3.2 has one for both (pallets/flask#5639).
+class _StepsInContext(Generator[Any, Any, Any]):
+    """Awaits a coroutine, and runs each of its steps in a context, on any event loop.
+
+    The ``context`` of an ``asyncio.Task`` does this for one event loop only.
+    """
+
+    def __init__(self, context: contextvars.Context, coroutine: Any) -> None:
+        self._context = context
+        self._coroutine = coroutine
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self
+
+    def send(self, value: Any, /) -> Any:
+        return self._context.run(self._coroutine.send, value)
+
+    def throw(self, *error: Any) -> Any:
+        try:
+            return self._context.run(self._coroutine.throw, *error)
+        finally:
+            del error  # Else the error, its traceback and this frame are a cycle.
+
+
+# Flask's contexts. Up to Flask 3.1 a request has two: its own, and the app's, which has
+# g. Flask 3.2 has one for both (pallets/flask#5639). It warns if the old names are
+# imported, so they are looked up with vars().
 _HAS_ONE_CONTEXT = "RequestContext" not in vars(flask.ctx)
 _CONTEXT_CLASSES: tuple[Any, ...] = (
     flask.ctx.AppContext,
     vars(flask.ctx).get("RequestContext", flask.ctx.AppContext),
 )
-
 _STACKS: list[Any] = []
-_release_local: Any = vars(werkzeug.local)["release_local"]  # Flask 2.2 has no type.
+_release_local: Any = vars(werkzeug.local)["release_local"]  # Not typed in 2.2.
+
 if "app_ctx" in vars(flask.globals):
     _app_ctx: Any = vars(flask.globals)["app_ctx"]
     _request_ctx: Any = vars(flask.globals).get("request_ctx", _app_ctx)
-else:  # Up to Flask 2.1. Calling a stack gives a proxy for what is on its top.
+else:  # Up to Flask 2.1. Calling a stack returns a proxy for what is on top of it.
     _STACKS.append(vars(flask.globals)["_app_ctx_stack"])
     _STACKS.append(vars(flask.globals)["_request_ctx_stack"])
     _app_ctx, _request_ctx = (stack() for stack in _STACKS)
@@ -205,7 +234,7 @@ class _Snapshot:
             self.variables.run(_release_local, stack)
 
     def _take_request(self, context: Any) -> None:
-        """Take the request and the session, detached from the view's."""
+        """Take the request and the session."""
         session = context.session
         if session is None:
             raise RuntimeError("carry_context() was called before the session is open.")
@@ -238,9 +267,8 @@ class _Snapshot:
             context = self.context_class(app, request.environ, request, session)
             contexts = [self.app.app_context(), context]
         context.app = self.app
-        # The URL is matched already. The uploads, which close() closes, are the view's.
-        context.match_request = _do_nothing
-        request.close = _do_nothing
+        context.match_request = _do_nothing  # The view's URL was matched.
+        request.close = _do_nothing  # It would close the view's uploads.
         return contexts
 
 
@@ -275,7 +303,7 @@ class _PushedContexts:
         self.attributes = _carry_attributes(self.g, self.snapshot.attributes)
         try:
             for context in contexts:
-                # If a receiver of the signal raises, the context is pushed by then.
+                # A receiver of appcontext_pushed may raise. The context is pushed then.
                 self.pushed.append(context)
                 context.push()
         except BaseException as error:
@@ -286,7 +314,7 @@ class _PushedContexts:
         self._end(error)
 
     def _end(self, error: BaseException | None) -> None:
-        """Take what was carried out of g, and pop the contexts, whatever happens."""
+        """Remove the carried values from g, and pop the contexts whatever happens."""
         try:
             self._warn_of_lost_session()
             self._explain(error, self.snapshot.left_names, _LEFT_NOTE)
@@ -298,12 +326,12 @@ class _PushedContexts:
     def _pop(self, error: BaseException | None) -> None:
         """Pop the contexts. An error of teardown does not replace one of the task."""
         try:
-            # Not ``with context``: up to Flask 2.1 that may keep it for a debugger.
+            # Not ``with context``, which may keep it for a debugger up to Flask 2.1.
             try:
-                self.pushed.pop().pop(error)
+                self.pushed[-1].pop(error)
             finally:
-                for context in self.pushed:  # The app's, up to Flask 3.1.
-                    context.pop(error)
+                for app_context in self.pushed[:-1]:
+                    app_context.pop(error)
         except Exception as teardown_error:
             self._explain(teardown_error, self.snapshot.left_names, _LEFT_NOTE)
             self._explain(teardown_error, self.snapshot.attributes, _CARRIED_NOTE)
@@ -339,8 +367,9 @@ class _PushedContexts:
 class _TaskAttributes(dict[str, Any]):
     """The ``__dict__`` of a task's g, which notes the names that the task sets.
 
-    Whether a value was carried cannot be seen by its identity. A pool may hand the task
-    the connection that the view had, and ``True`` is always the same object.
+    Teardown functions must not close what belongs to the view, but must close what the
+    task has opened. The values cannot tell: a pool may hand the task the connection
+    that the view had, and ``True`` is always the same object.
     """
 
     __slots__ = ("carried", "defaults", "set_names")
@@ -365,7 +394,7 @@ class _TaskAttributes(dict[str, Any]):
             self[name] = value
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Be copied and pickled as the plain dict that this stands for."""
+        """Let copy and pickle make a plain dict of ``vars(g)``."""
         return dict, (dict(self),)
 
     def remove_carried(self) -> None:
@@ -417,7 +446,7 @@ def _copy(original: Any) -> Any:
     attributes, so a __getattr__ may recurse without end.
     """
     cls = cast(Any, type(original))
-    # For speed, Flask's own classes are not asked.
+    # For speed, skip the check for Flask's own classes.
     if cls not in _COPIED_PLAINLY and _needs_copy_module(cls):
         return copy.copy(original)
     try:
@@ -444,7 +473,7 @@ def _copy_request(request: Any, body: Any) -> Any:
     """Copy a request, with nothing of the server's or of another call's in it."""
     copied = _copy(request)
     environ = request.environ.copy()
-    environ["werkzeug.request"] = None  # It is the request, so it keeps that alive.
+    environ["werkzeug.request"] = None  # It refers to the view's request.
     environ["wsgi.input"] = body
     headers = request.headers
     if isinstance(headers, EnvironHeaders) and headers.environ is request.environ:
@@ -464,7 +493,7 @@ def _copy_session(session: Any, copies: dict[int, Any]) -> Any:
         return copies[id(session)]
     copied = _copy(session)
     copies[id(session)] = copied
-    if isinstance(copied, dict):
+    if issubclass(type(session), dict):
         for key, value in cast(Any, dict).items(copied):
             # A plain assignment may write to a session store.
             cast(Any, dict).__setitem__(copied, key, _copy_containers(value, copies))
@@ -502,7 +531,7 @@ def _copy_containers(value: Any, copies: dict[int, Any]) -> Any:
 
 
 def _do_nothing() -> None:
-    """Stand in for a method that must not run for a task."""
+    """Replace a method that must not run for a task."""
 
 
 # The request body.
@@ -547,10 +576,11 @@ def _has_unread_body(request: Any) -> bool:
 
 _CLOSING = "close", "aclose", "disconnect", "unbind"
 _MANAGING = "__exit__", "__aexit__", "commit", "transaction"
-_LEFT_NAMES = "_flask_babel", "fs_authn_via"  # Their extensions make them again.
+# Flask-Babel's and Flask-Security's. Both set them again where they are missing.
+_LEFT_NAMES = "_flask_babel", "fs_authn_via"
 _NO_RESOURCES = bool, bytes, float, int, str, type(None), io.BytesIO, io.StringIO
 _CONTAINERS = dict, list, tuple, set
-# By their ids, as a class may refuse to be hashed.
+# Ids, as a metaclass may make a class unhashable.
 _NO_RESOURCE_IDS = {id(cls) for cls in (*_NO_RESOURCES, *_CONTAINERS)}
 
 
@@ -563,21 +593,21 @@ def _holds_resource(value: object) -> bool:
         values = cast(Any, value)
     else:
         return _is_resource(value)
-    # Only the first ones, as a dict in g may be large. Another thread may change it, and
-    # making this list is one step for Python.
+    # Only the first ones, as a dict in g may be large. They are listed before they are
+    # looked at, as another thread may change the dict meanwhile.
     first_values = [*itertools.islice(values, 100)]
     return _is_resource(value) or any(map(_is_resource, first_values))
 
 
 def _is_resource(value: object) -> bool:
-    """Ask the class of a value, and the class that it stands for, as tracers' do."""
+    """Look at the class of a value. Tracers wrap a value and set its ``__class__``."""
     cls = cast(Any, type(value))
     if id(cls) in _NO_RESOURCE_IDS:  # For speed: most values are plain.
         return False
-    with contextlib.suppress(Exception):  # A class that cannot be asked is data.
+    with contextlib.suppress(Exception):  # A class may raise anything. Then it is data.
         if _is_resource_class(cls):
             return True
-        # Not of a LocalProxy, which would look up what it stands for.
+        # A LocalProxy would look up the object behind it.
         if (
             not issubclass(cls, werkzeug.local.LocalProxy)
             and value.__class__ is not cls
@@ -587,7 +617,7 @@ def _is_resource(value: object) -> bool:
 
 
 def _is_resource_class(cls: Any) -> bool:
-    """Say whether it can be closed and has a block or a transaction, or is an ORM's."""
+    """Say whether a class can be closed and has ``with`` or transactions, or is mapped."""
     if hasattr(cls, "__mapper__"):  # SQLAlchemy's mapped classes have it.
         return True
     # A class may have a member of that name that is no method, such as a column.
@@ -596,29 +626,33 @@ def _is_resource_class(cls: Any) -> bool:
     return closes and manages
 
 
-# Coroutines.
+# What is refused, and how the result looks.
 
 
-class _Steps(Generator[Any, Any, Any]):
-    """Awaits a coroutine with each of its steps in a context, on any event loop."""
+def _code_flags(func: Any) -> int:
+    """Return the flags, as in ``inspect``, of the code that a call of func runs."""
+    while isinstance(func, functools.partial):
+        func = cast(Any, func).func
+    if not isinstance(func, (types.FunctionType, types.MethodType)):
+        func = type(func).__call__
+    code = getattr(func, "__code__", None)
+    return code.co_flags if isinstance(code, types.CodeType) else 0
 
-    def __init__(self, context: contextvars.Context, coroutine: Any) -> None:
-        self._context = context
-        self._coroutine = coroutine
 
-    def __await__(self) -> Generator[Any, Any, Any]:
-        return self
-
-    def send(self, value: Any, /) -> Any:
-        return self._context.run(self._coroutine.send, value)
-
-    def throw(self, *error: Any) -> Any:
-        try:
-            return self._context.run(self._coroutine.throw, *error)
-        finally:
-            # The traceback of an error holds this frame. If the frame held the error,
-            # neither would go without the garbage collector.
-            del error
+def _check_callable(func: Any) -> None:
+    """Refuse what cannot be called, and what would run after the call."""
+    if not callable(func):
+        raise TypeError(
+            f"carry_context() takes a function, not {type(func).__qualname__!r}. Pass"
+            " the function itself, carry_context(task), not its result, and not a"
+            " Thread or a Future."
+        )
+    if _code_flags(func) & (inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR):
+        raise TypeError(
+            f"carry_context() cannot carry the generator function {func!r}: its body"
+            " would run later, without the context. Wrap the function that iterates"
+            " over it."
+        )
 
 
 def _check_result(result: Any) -> None:
@@ -634,56 +668,8 @@ def _check_result(result: Any) -> None:
         )
 
 
-# What is refused, and how the result looks.
-
-
-def _is_coroutine_function(func: Any) -> bool:
-    """Say whether func is written, or marked, as a coroutine function."""
-    func = _unwrap_partial(func)
-    if _code_flags(func) & inspect.CO_COROUTINE:
-        return True
-    if isinstance(func, types.FunctionType) and not vars(func):
-        return False  # For speed: it has no mark.
-    with contextlib.suppress(TypeError):  # inspect fails on a mock of a function.
-        return inspect.iscoroutinefunction(func)
-    return False
-
-
-def _code_flags(func: Any) -> int:
-    """Return the flags that inspect has for the code of a function or a __call__."""
-    if not isinstance(func, (types.FunctionType, types.MethodType)):
-        func = type(func).__call__
-    code = getattr(func, "__code__", None)
-    return code.co_flags if isinstance(code, types.CodeType) else 0
-
-
-def _unwrap_partial(func: Any) -> Any:
-    """Return what a functools.partial calls in the end."""
-    while isinstance(func, functools.partial):
-        func = cast(Any, func).func
-    return func
-
-
-def _check_callable(func: Any) -> None:
-    """Refuse what cannot be called, and what would run after the call."""
-    if not callable(func):
-        raise TypeError(
-            f"carry_context() takes a function, not {type(func).__qualname__!r}. Pass"
-            " the function itself, carry_context(task), not its result, and not a"
-            " Thread or a Future."
-        )
-    if _code_flags(_unwrap_partial(func)) & (
-        inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
-    ):
-        raise TypeError(
-            f"carry_context() cannot carry the generator function {func!r}: its body"
-            " would run later, without the context. Wrap the function that iterates"
-            " over it."
-        )
-
-
 def _check_context() -> None:
-    """Refuse to carry if there is no context, or one that belongs to a single request."""
+    """Refuse if no context is active, or if a request imports the calling module."""
     advice = "Wrap the task inside the view: executor.submit(carry_context(task))."
     if not has_app_context():
         raise RuntimeError(
@@ -699,12 +685,12 @@ def _check_context() -> None:
             )
 
 
-# They call the view, and what makes a streamed response.
+# The modules of Flask that call views, and the generators of streamed responses.
 _DISPATCHING = "flask.app", "flask.helpers"
 
 
 def _find_importing_module() -> str | None:
-    """Return the name of the module whose import has called this, if the view has it."""
+    """Return the name of the module that the view imports, if its top level calls this."""
     frame = inspect.currentframe()
     # No further than to the view: an app may be served while its module is imported.
     while frame and frame.f_globals.get("__name__") not in _DISPATCHING:
@@ -723,7 +709,7 @@ def _update_wrapper(wrapper: Any, func: Any) -> None:
     except TypeError:
         # An xmlrpc method answers any attribute, also __name__, with another method.
         functools.update_wrapper(wrapper, func.__call__)
-    # Queues store a function by this name, and would run the bare function later. They
-    # refuse the name of a local function.
+    # Job queues such as RQ store a function by this name, and import it later. They must
+    # not find the function that is not wrapped.
     name = getattr(wrapper.__wrapped__, "__qualname__", "carried")
     wrapper.__qualname__ = f"carry_context.<locals>.{name}"
