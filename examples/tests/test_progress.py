@@ -416,7 +416,7 @@ def test_a_lost_server_is_said_and_tried_again_until_it_is_back(
         window.setTimeout = (done, pause, ...rest) =>
             (pauses.push(pause), wait(done, pause / 50, ...rest));
         const timeout = AbortSignal.timeout.bind(AbortSignal);
-        AbortSignal.timeout = pause => timeout(pause / 50);"""
+        AbortSignal.timeout = pause => timeout(pause / 10);"""
     visitor.cdp("Page.addScriptToEvaluateOnNewDocument", {"source": script})
     visitor.signs_in(server.address)
     visitor.starts("White")
