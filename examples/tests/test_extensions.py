@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import dishka
 import fakeredis
@@ -27,7 +27,7 @@ import wireup.integration.flask
 from asgiref.sync import sync_to_async
 from cachelib import FileSystemCache
 from dishka.integrations.flask import setup_dishka
-from flask import Flask, Request, Response, g, request, session
+from flask import Flask, Request, Response, g, got_request_exception, request, session
 from helpers import EXAMPLES, TIMEOUT, Late
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -1002,6 +1002,27 @@ def test_svcs_gives_the_task_a_container_and_closes_it(
 # Errors, traces and metrics
 
 
+def test_an_error_in_a_task_goes_to_its_caller_and_not_to_the_signal_of_requests(
+    app: Flask, pool: ThreadPoolExecutor
+) -> None:
+    received: list[Any] = []
+
+    def receive(sender: Flask, exception: Exception) -> None:
+        received.append(exception)
+
+    @app.route("/")
+    def view() -> str:
+        @carry_context
+        def fail() -> None:
+            raise LookupError("tea")
+
+        return repr(pool.submit(fail).exception(TIMEOUT))
+
+    with got_request_exception.connected_to(receive, app):
+        assert app.test_client().get("/").text == "LookupError('tea')"
+    assert received == []
+
+
 class KeptEvents(Transport):
     def __init__(self) -> None:
         super().__init__()
@@ -1287,29 +1308,46 @@ def test_new_relic_records_a_task_after_the_response_as_a_background_task(
     assert done.stdout == "None\nreport at /\n"
 
 
-def test_aws_x_ray_has_a_segment_in_the_task_if_the_task_starts_one(
-    app: Flask, late: Late, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    core, middleware = (
-        load("aws_xray_sdk.core"),
-        load("aws_xray_sdk.ext.flask.middleware"),
-    )
-    recorder = core.xray_recorder
-    rendering: Any = importlib.import_module("flask.templating")
+class XRay(NamedTuple):
+    recorder: Any
+    receive: Callable[[], Any]
+
+
+@pytest.fixture
+def x_ray(app: Flask, monkeypatch: pytest.MonkeyPatch) -> Generator[XRay]:
+    """X-Ray for the app, and what its daemon receives."""
+    recorder = load("aws_xray_sdk.core").xray_recorder
+    rendering = load("flask.templating")
     monkeypatch.setattr(rendering, "_render", rendering._render)  # It is replaced.
     daemon = socket.socket(type=socket.SOCK_DGRAM)
     daemon.settimeout(TIMEOUT)
     daemon.bind(("127.0.0.1", 0))
+    # Nothing else closes the socket of an emitter, which warns.
+    recorder.emitter._socket.close()
+    recorder.emitter = load("aws_xray_sdk.core.emitters.udp_emitter").UDPEmitter()
     recorder.configure(
         service="shop",
         sampling=False,
         daemon_address=f"127.0.0.1:{daemon.getsockname()[1]}",
         context_missing="IGNORE_ERROR",
     )
-    middleware.XRayMiddleware(app, recorder)
+    load("aws_xray_sdk.ext.flask.middleware").XRayMiddleware(app, recorder)
 
+    def receive() -> Any:
+        _, _, segment = daemon.recv(65536).decode().partition("\n")
+        return json.loads(segment)
+
+    with daemon:
+        yield XRay(recorder, receive)
+    recorder.clear_trace_entities()
+    recorder.emitter._socket.close()
+
+
+def test_aws_x_ray_has_a_segment_in_the_task_if_the_task_starts_one(
+    app: Flask, late: Late, x_ray: XRay
+) -> None:
     def build_report() -> str:
-        recorder.current_segment().put_annotation("path", request.path)
+        x_ray.recorder.current_segment().put_annotation("path", request.path)
         return "built"
 
     names = run_snippet(
@@ -1321,25 +1359,36 @@ def test_aws_x_ray_has_a_segment_in_the_task_if_the_task_starts_one(
 
     @app.route("/")
     def view() -> str:
-        late.submit(carry_context(recorder.get_trace_entity))
+        late.submit(carry_context(x_ray.recorder.get_trace_entity))
         names["start_report"]()
         return ""
 
-    def receive() -> Any:
-        _, _, segment = daemon.recv(65536).decode().partition("\n")
-        return json.loads(segment)
-
-    with daemon:
-        app.test_client().get("/")
-        of_the_view = receive()
-        assert late.result() is None
-        assert late.result() == "built"
-        of_the_task = receive()
-    recorder.emitter._socket.close()  # It would warn at the end.
+    app.test_client().get("/")
+    of_the_view = x_ray.receive()
+    assert late.result() is None
+    assert late.result() == "built"
+    of_the_task = x_ray.receive()
     assert (of_the_view["name"], of_the_task["name"]) == ("shop", "report")
     assert of_the_task["trace_id"] == of_the_view["trace_id"]
     assert of_the_task["parent_id"] == of_the_view["id"]
     assert of_the_task["annotations"] == {"path": "/"}
+
+
+def test_aws_x_ray_ends_the_segment_of_the_view_with_a_task_that_shares_it(
+    app: Flask, pool: ThreadPoolExecutor, x_ray: XRay
+) -> None:
+    @app.route("/")
+    def view() -> list[bool]:
+        segment = x_ray.recorder.current_segment()
+        share = carry_context(x_ray.recorder.set_trace_entity)
+        before = segment.in_progress
+        pool.submit(share, segment).result(TIMEOUT)
+        after = segment.in_progress
+        x_ray.recorder.clear_trace_entities()
+        x_ray.recorder.begin_segment("for the functions that run after the view")
+        return [before, after]
+
+    assert app.test_client().get("/").get_json() == [True, False]
 
 
 @pytest.mark.parametrize("recipe", [False, True])
