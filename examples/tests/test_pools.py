@@ -7,7 +7,7 @@ import pwd
 import shutil
 import sqlite3
 import subprocess
-import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
@@ -55,37 +55,38 @@ def postgres_binary(name: str) -> str | None:
 
 
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """Start a PostgreSQL server that listens on a socket in a folder of its own."""
     initdb, server = postgres_binary("initdb"), postgres_binary("postgres")
     if not initdb or not server:
         pytest.skip("PostgreSQL's initdb and postgres are not installed")
-    folder = Path("/tmp") if sys.platform == "darwin" else tmp_path_factory.mktemp("pg")
-    run: dict[str, Any] = {"cwd": folder, "stdout": subprocess.DEVNULL}
-    if os.geteuid() == 0:  # PostgreSQL does not run as root.
-        try:
-            user = pwd.getpwnam("postgres")
-        except KeyError:
-            pytest.skip("PostgreSQL does not run as root, and has no user here")
-        run |= {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
-        os.chown(folder, user.pw_uid, user.pw_gid)
-        for parent in folder.parents:
-            if parent.owner() == "root" and parent.is_relative_to("/tmp"):
-                parent.chmod(parent.stat().st_mode | 0o011)
-    data = str(folder / "data")
-    arguments = ["-D", data, "-U", "shop", "-A", "trust", "--no-sync"]
-    subprocess.run([initdb, *arguments], check=True, **run)
-    command = [server, "-D", data, "-k", str(folder), "-h", "", "-F"]
-    process = subprocess.Popen([*command], stderr=subprocess.PIPE, text=True, **run)
-    assert process.stderr
-    for line in process.stderr:
-        if "ready to accept connections" in line:
-            break
-    else:
-        raise AssertionError("PostgreSQL has not started.")
-    yield f"host={folder} user=shop dbname=postgres"
-    process.terminate()
-    process.communicate(timeout=TIMEOUT)
+    run: dict[str, Any] = {"stdout": subprocess.DEVNULL}
+    # Not pytest's folder, which another user may not enter, and whose path may be too
+    # long for a socket.
+    with tempfile.TemporaryDirectory(prefix="pg", dir="/tmp") as folder:
+        if os.geteuid() == 0:  # PostgreSQL does not run as root.
+            try:
+                user = pwd.getpwnam("postgres")
+            except KeyError:
+                pytest.skip("PostgreSQL does not run as root, and has no user here")
+            run |= {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+            os.chown(folder, user.pw_uid, user.pw_gid)
+        data = f"{folder}/data"
+        arguments = ["-D", data, "-U", "shop", "-A", "trust", "--no-sync"]
+        subprocess.run([initdb, *arguments], check=True, cwd=folder, **run)
+        command = [server, "-D", data, "-k", folder, "-h", "", "-F"]
+        with subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True, cwd=folder, **run
+        ) as process:
+            assert process.stderr
+            for line in process.stderr:
+                if "ready to accept connections" in line:
+                    break
+            else:
+                raise AssertionError("PostgreSQL has not started.")
+            yield f"host={folder} user=shop dbname=postgres"
+            process.terminate()
+            process.communicate(timeout=TIMEOUT)
 
 
 @pytest.fixture
