@@ -378,11 +378,11 @@ class Shop:
         self.sent: list[str] = []
         self.calls: dict[When, list[Call]] = {}
         self.interface = Stored(program.session)
-        self.app = app = Flask("shop", static_folder=None)
+        self.app = app = Flask("drawn", static_folder=None)
         app.secret_key = "secret"
         app.config["PROPAGATE_EXCEPTIONS"] = False
         app.testing = program.testing
-        app.logger.disabled = True
+        app.logger.disabled = True  # It is the logger of all apps of this name.
         if program.session != "cookie":
             app.session_interface = self.interface
         if program.has_getattr:
