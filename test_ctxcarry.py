@@ -15,8 +15,7 @@
    alone, without global state or reference cycles.
 9. What is separated on purpose: a task does not see its thread's context variables.
 
-At the end a state machine draws any order of writing, wrapping, calling and ending, and
-compares what the view and its tasks see with a model of plain values.
+At the end a state machine compares any order of steps with a model of plain values.
 """
 
 import ast
@@ -358,7 +357,7 @@ def test_the_task_sees_what_the_view_sees(app: Flask) -> None:
             "endpoint": request.endpoint,
             "rule": str(request.url_rule),
             "session": dict(session),
-            "g": dict(vars(g)),
+            "g": pickle.loads(pickle.dumps(vars(g))),
             "tenant": TENANT.get(),
             "app": current_app.name,
             "url": url_for("see", number=8),
@@ -440,35 +439,34 @@ class DelegatingRequest(Request):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.set("")
+        self.inner = types.SimpleNamespace(asked="")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
-    def set(self, value: str) -> None:
-        self.inner = types.SimpleNamespace(own=value)
 
-    def get(self) -> Any:
-        return self.own
+class SlottedRequest(Request):
+    __slots__ = ("own",)
 
 
-def test_a_request_class_of_the_app_keeps_working(app: Flask) -> None:
+@pytest.mark.parametrize("cls", [DelegatingRequest, SlottedRequest])
+def test_a_request_class_of_the_app_keeps_working(app: Flask, cls: Any) -> None:
     def work() -> list[Any]:
         own: Any = unproxied(request)
-        seen: list[Any] = [type(own), own.get(), *values()]
-        own.set("task's")
+        seen: list[Any] = [type(own), own.own, *values()]
+        own.own = "task's"
         write("task's")
-        return [*seen, own.get(), *values()]
+        return [*seen, own.own, *values()]
 
-    app.request_class = DelegatingRequest
+    app.request_class = cls
     app.add_url_rule("/<name>", "view")
     with app.test_request_context("/x"):
         own: Any = unproxied(request)
-        own.set("view's")
+        own.own = "view's"
         write("view's")
         seen = in_thread(carry_context(work))
-        assert seen == [DelegatingRequest, *["view's"] * 8, *["task's"] * 8]
-        assert [own.get(), *values()] == ["view's"] * 8
+        assert seen == [cls, *["view's"] * 8, *["task's"] * 8]
+        assert [own.own, *values()] == ["view's"] * 8
 
 
 def test_headers_that_a_hook_has_put_in_place_are_carried(app: Flask) -> None:
@@ -488,11 +486,9 @@ class Store(SessionInterface):
 
     def __init__(self, session_class: Callable[[dict[str, Any]], Any]) -> None:
         self.session_class = session_class
-        self.opened = 0
         self.items: dict[str, Any] = {"user": "ada", "cart": ["tea"]}
 
     def open_session(self, app: Flask, request: Request) -> Any:
-        self.opened += 1
         return self.session_class(copy.deepcopy(self.items))
 
     def save_session(self, app: Flask, session: Any, response: flask.Response) -> None:
@@ -511,6 +507,7 @@ class NotingSession(SecureCookieSession):
         super().__init__(items)
         self.noted: set[str] = set()
         self.notes = Notes(names=[])
+        self.same_notes = self.notes
 
     def __setitem__(self, name: str, value: Any) -> None:
         super().__setitem__(name, value)
@@ -518,7 +515,7 @@ class NotingSession(SecureCookieSession):
         self.notes["names"].append(name)
 
     def changes(self) -> list[str]:
-        return [*self.noted, *self.notes["names"]]
+        return [*self.noted, *self.same_notes["names"]]
 
 
 class StandingSession(collections.UserDict[str, Any], SessionMixin):
@@ -534,7 +531,7 @@ def test_a_session_that_notes_its_changes_saves_none_of_the_tasks(
 ) -> None:
     def work() -> list[Any]:
         seen = [session["user"], *session["cart"]]
-        session["user"] = "eve"
+        session["user"] = session["new"] = "eve"
         session["cart"].append("milk")
         return [*seen, type(unproxied(session)), session["user"], *session["cart"]]
 
@@ -546,7 +543,6 @@ def test_a_session_that_notes_its_changes_saves_none_of_the_tasks(
     store = Store(session_class)
     app.session_interface = store
     assert run(app, view) == store.items == {"user": "ada", "cart": ["tea"]}
-    assert store.opened == 1
 
 
 class RemoteSession(dict[str, Any], SessionMixin):
@@ -607,10 +603,12 @@ def test_containers_in_the_session_are_the_tasks_own(app: Flask) -> None:
 
     def work() -> list[Any]:
         assert session["other"] is app  # Which is no container.
+        assert session["same"] is session["list"]
         return [*fill("task"), flask.get_flashed_messages()]
 
     with app.test_request_context():
         session.update(containers(), other=app)
+        session["same"] = session["list"]
         vars(unproxied(session))["own"] = containers()
         fill("view")
         carried = carry_context(work)
@@ -802,9 +800,7 @@ def test_a_task_leaves_nothing_behind_in_its_thread(
         assert [end.error for end in tearing] == [error] * 4
 
 
-def test_a_receiver_that_raises_leaves_nothing_behind(
-    app: Flask, tearing: Tearing
-) -> None:
+def test_a_receiver_that_raises_leaves_nothing(app: Flask, tearing: Tearing) -> None:
     error = SystemExit("receiver")
     alive: weakref.WeakSet[Thing] = weakref.WeakSet()
 
@@ -823,7 +819,6 @@ def test_a_receiver_that_raises_leaves_nothing_behind(
         del found
         tearing.clear()
         error.__traceback__ = None
-        gc.collect()
         assert not alive
 
 
@@ -1135,7 +1130,6 @@ class Unasked(metaclass=Silent):
 @pytest.mark.parametrize(
     "value",
     [
-        pytest.param("ada", id="str"),
         pytest.param(None, id="none"),
         pytest.param({"a": {"b": ["c"]}}, id="dict"),
         pytest.param(Account(), id="close-alone"),
@@ -1148,7 +1142,6 @@ class Unasked(metaclass=Silent):
         pytest.param([Connection], id="classes"),
         pytest.param(LocalProxy(awake), id="proxy"),
         pytest.param([LocalProxy(awake)], id="list-of-proxies"),
-        pytest.param(unittest.mock.Mock(), id="mock"),
         pytest.param(weakref.proxy(Thing()), id="dead-weak-proxy"),
         pytest.param([Unasked()], id="cannot-be-asked"),
         pytest.param([*NUMBERS, 99, Connection()], id="hundred-and-first"),
@@ -1217,13 +1210,18 @@ def assign(value: object) -> None:
 def pop_and_set_default(value: object) -> None:
     g.pop("value", None)
     g.setdefault("value", value)
+    assert g.setdefault("value", "other") is value
+
+
+def update(value: object) -> None:
+    vars(g).update(value=value)
 
 
 UNNOTICED = pytest.mark.skipif(FLASK < (2, 0), reason="Flask 1.x sets past g's methods")
 
 
 @UNNOTICED
-@pytest.mark.parametrize("change", [assign, pop_and_set_default])
+@pytest.mark.parametrize("change", [assign, pop_and_set_default, update])
 @pytest.mark.parametrize(
     "value",
     [True, None, "text", Registry(), Connection(), [Connection()]],
@@ -1845,8 +1843,6 @@ def test_a_module_can_carry_an_app_context(app: Flask, lazy_import: Import) -> N
     with app.app_context():
         module = lazy_import(f"{MODULE}job = carry_context(work)")
     assert in_thread(module.job) is None
-    with app.test_request_context():
-        assert in_thread(carry_context(module.work)) is None
 
 
 def test_an_app_can_serve_during_its_import(app: Flask, lazy_import: Import) -> None:
@@ -2061,9 +2057,7 @@ def test_a_wrapper_that_waits_keeps_the_snapshot_and_nothing_else(app: Flask) ->
         assert kept() is None
 
 
-def test_a_copied_file_works_and_says_what_it_is(
-    app: Flask, lazy_import: Import
-) -> None:
+def test_a_copied_file_works(app: Flask, lazy_import: Import) -> None:
     text = Path(ctxcarry.__file__).read_text()
     header, *_ = text.splitlines()
     assert f"ctxcarry {ctxcarry.__version__}" in header
@@ -2156,6 +2150,8 @@ def apply(changes: list[Change]) -> None:
             session.setdefault("cart", []).append(value)
         elif place == "variable":
             VARIABLE.set(value)
+        elif place == "g":
+            g.HTTP_VALUE = value
         else:
             holders()[place]["HTTP_VALUE"] = value
 
