@@ -225,11 +225,12 @@ class _Snapshot:
         self.decimal_contexts: list[tuple[Any, decimal.Context]] = []
         for variable, value in contextvars.copy_context().items():
             # Not isinstance(), which would look up what a LocalProxy stands for.
-            cls = cast(Any, type(value))
-            if issubclass(cls, decimal.Context):
+            if issubclass(type(value), decimal.Context):
                 self.decimal_contexts.append((variable, value.copy()))
-            elif not issubclass(cls, _CONTEXT_CLASSES) and not _holds_resource(value):
-                self.variables.run(variable.set, value)
+                continue
+            if issubclass(type(value), _CONTEXT_CLASSES) or _holds_resource(value):
+                continue
+            self.variables.run(variable.set, value)
         for stack in _STACKS:
             self.variables.run(_release_local, stack)
 
@@ -264,7 +265,9 @@ class _Snapshot:
             context = self.context_class(app, request=request, session=session)
             contexts = [context]
         else:
-            context = self.context_class(app, request.environ, request, session)
+            context = self.context_class(
+                app, environ=request.environ, request=request, session=session
+            )
             contexts = [self.app.app_context(), context]
         context.app = self.app
         context.match_request = _do_nothing  # The view's URL was matched.
@@ -364,6 +367,9 @@ class _PushedContexts:
 # The attributes of g, and who has set them.
 
 
+_MISSING = object()
+
+
 class _TaskAttributes(dict[str, Any]):
     """The ``__dict__`` of a task's g, which notes the names that the task sets.
 
@@ -401,8 +407,8 @@ class _TaskAttributes(dict[str, Any]):
         """Remove what was carried, and put back the defaults that it has replaced."""
         for name, value in self.carried.items():
             # Flask 1.x sets an attribute of g without calling __setitem__.
-            is_another = self.get(name, value) is not value
-            if name in self.set_names or is_another:
+            is_untouched = self.get(name, _MISSING) is value
+            if name in self.set_names or not is_untouched:
                 continue
             self.pop(name, None)
             if name in self.defaults:
@@ -452,7 +458,8 @@ def _copy(original: Any) -> Any:
     try:
         copied = cls.__new__(cls)
         if issubclass(cls, dict):
-            cast(Any, dict).update(copied, cast(Any, dict).items(original))
+            plain_dict = cast(Any, dict)
+            plain_dict.update(copied, plain_dict.items(original))
         object.__setattr__(copied, "__dict__", original.__dict__.copy())
     except (AttributeError, TypeError):  # It has no plain __new__ or no plain __dict__.
         return copy.copy(original)
@@ -479,7 +486,7 @@ def _copy_request(request: Any, body: Any) -> Any:
     if isinstance(headers, EnvironHeaders) and headers.environ is request.environ:
         copied.headers = type(headers)(environ)
     copied.environ = environ
-    copied.stream = body
+    vars(copied)["stream"] = body  # As its cached property does.
     copied.view_args = copy.copy(request.view_args)
     return copied
 
@@ -494,38 +501,40 @@ def _copy_session(session: Any, copies: dict[int, Any]) -> Any:
     copied = _copy(session)
     copies[id(session)] = copied
     if issubclass(type(session), dict):
-        for key, value in cast(Any, dict).items(copied):
-            # A plain assignment may write to a session store.
-            cast(Any, dict).__setitem__(copied, key, _copy_containers(value, copies))
-    attributes = getattr(copied, "__dict__", {})
+        # The class's own methods may load the session, or write to its store.
+        plain_dict = cast(Any, dict)
+        for key, value in plain_dict.items(copied):
+            plain_dict.__setitem__(copied, key, _copy_containers(value, copies))
+    attributes: dict[str, object] = getattr(copied, "__dict__", {})
     for name, value in attributes.items():
-        cls = cast(Any, type(value))
+        attributes[name] = _copy_containers(value, copies)
+        cls = type(value)
         if issubclass(cls, dict) and cls is not dict:
             # Beaker's session stands for another one, which it has as an attribute.
-            attributes[name] = _copy_session(value, copies)
-        else:
-            attributes[name] = _copy_containers(value, copies)
+            with contextlib.suppress(TypeError):  # It is shared if it cannot be copied.
+                attributes[name] = _copy_session(value, copies)
     return copied
 
 
-def _copy_containers(value: Any, copies: dict[int, Any]) -> Any:
+def _copy_containers(value: object, copies: dict[int, Any]) -> Any:
     """Copy a plain list, dict, set or tuple, and those in it. Return all else as is."""
-    kind = cast(Any, type(value))
+    kind = type(value)
     if kind not in (list, dict, set, tuple):
         return value
     if id(value) in copies:
         return copies[id(value)]
+    original = cast(Any, value)
     if kind is tuple:
-        copied: Any = tuple([_copy_containers(item, copies) for item in value])
+        copied: Any = tuple([_copy_containers(item, copies) for item in original])
         copies[id(value)] = copied
         return copied
-    copied = value.copy()
+    copied = original.copy()
     copies[id(value)] = copied
     if kind is list:
-        for index, item in enumerate(value):
+        for index, item in enumerate(original):
             copied[index] = _copy_containers(item, copies)
     elif kind is dict:
-        for key, item in value.items():
+        for key, item in original.items():
             copied[key] = _copy_containers(item, copies)
     return copied
 
@@ -558,7 +567,7 @@ def _has_unread_body(request: Any) -> bool:
     """Say whether there is a body, and no form that was parsed from it."""
     if "form" in vars(request) and request.mimetype in _FORM_TYPES:
         is_multipart = request.mimetype == "multipart/form-data"
-        if not is_multipart or "boundary" in request.mimetype_params:
+        if not is_multipart or request.mimetype_params.get("boundary"):
             return False
     environ = request.environ
     if get_content_length(environ) or "HTTP_TRANSFER_ENCODING" in environ:
@@ -579,31 +588,36 @@ _MANAGING = "__exit__", "__aexit__", "commit", "transaction"
 # Flask-Babel's and Flask-Security's. Both set them again where they are missing.
 _LEFT_NAMES = "_flask_babel", "fs_authn_via"
 _NO_RESOURCES = bool, bytes, float, int, str, type(None), io.BytesIO, io.StringIO
-_CONTAINERS = dict, list, tuple, set
+_CONTAINERS: tuple[Any, ...] = (dict, list, tuple, set)
 # Ids, as a metaclass may make a class unhashable.
 _NO_RESOURCE_IDS = {id(cls) for cls in (*_NO_RESOURCES, *_CONTAINERS)}
 
 
 def _holds_resource(value: object) -> bool:
     """Say whether a value is an open resource, or a container with one in it."""
-    cls = type(value)
-    if issubclass(cls, dict):
-        values = cast(Any, dict).values(value)
-    elif issubclass(cls, _CONTAINERS):
-        values = cast(Any, value)
-    else:
-        return _is_resource(value)
-    # Only the first ones, as a dict in g may be large. They are listed before they are
-    # looked at, as another thread may change the dict meanwhile.
-    first_values = [*itertools.islice(values, 100)]
-    return _is_resource(value) or any(map(_is_resource, first_values))
+    values = [value]
+    if issubclass(type(value), _CONTAINERS):
+        # Only the first values, as a dict in g may be large. They are listed before they
+        # are looked at, as another thread may change the dict meanwhile.
+        values += itertools.islice(_iterate(value), 100)
+    for each in values:
+        # For speed, skip the classes of most values.
+        if id(type(each)) not in _NO_RESOURCE_IDS and _is_resource(each):
+            return True
+    return False
+
+
+def _iterate(container: object) -> Any:
+    """Iterate without the methods of an app's class, which may load the values."""
+    if issubclass(type(container), dict):
+        return cast(Any, dict).values(container)
+    base = next(each for each in _CONTAINERS if issubclass(type(container), each))
+    return base.__iter__(container)
 
 
 def _is_resource(value: object) -> bool:
     """Look at the class of a value. Tracers wrap a value and set its ``__class__``."""
-    cls = cast(Any, type(value))
-    if id(cls) in _NO_RESOURCE_IDS:  # For speed: most values are plain.
-        return False
+    cls = type(value)
     with contextlib.suppress(Exception):  # A class may raise anything. Then it is data.
         if _is_resource_class(cls):
             return True

@@ -49,3 +49,9 @@ class Late:
     def result(self) -> Any:
         self.answered.set()
         return self.futures.pop(0).result(TIMEOUT)
+
+
+def in_thread(func: Callable[[], Any]) -> Any:
+    """Call a function in another thread, and return or raise what it did."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(func).result(TIMEOUT)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import contextvars
 import copy
 import gc
 import http.client
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 from flask import Flask, g, request, session
-from helpers import TIMEOUT
+from helpers import TIMEOUT, in_thread
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from ctxcarry import carry_context
@@ -86,6 +87,31 @@ def test_a_task_that_fails_through_a_future_is_in_no_cycle(app: Flask) -> None:
     loop.run_until_complete(asyncio.sleep(0))  # The loop lets go of the last step.
     assert alive() is None
     loop.close()
+
+
+def test_an_error_that_a_task_keeps_in_a_context_variable_is_in_no_cycle(
+    app: Flask,
+) -> None:
+    kept: contextvars.ContextVar[Exception] = contextvars.ContextVar("kept")
+
+    def fail() -> None:
+        error = LookupError("noted")
+        kept.set(error)
+        try:
+            raise error
+        finally:
+            del error
+
+    def run() -> weakref.ref[Thing]:
+        with app.app_context():
+            g.thing = Thing()
+            alive = weakref.ref(g.thing)
+            carried = carry_context(fail)
+        with pytest.raises(LookupError, match="noted"):
+            in_thread(carried)
+        return alive
+
+    assert run()() is None
 
 
 class KeepAlive(WSGIRequestHandler):
