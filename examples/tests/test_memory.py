@@ -8,7 +8,6 @@ import gc
 import http.client
 import sys
 import threading
-import tracemalloc
 import types
 import weakref
 from collections.abc import Coroutine, Generator, Iterator
@@ -21,6 +20,8 @@ from helpers import TIMEOUT, in_thread
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from ctxcarry import carry_context
+
+tracemalloc: Any = pytest.importorskip("tracemalloc")  # PyPy has none.
 
 
 @pytest.fixture(autouse=True)
