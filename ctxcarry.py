@@ -557,9 +557,9 @@ class _UnreadBody(io.RawIOBase):
 
     def readinto(self, buffer: object, /) -> int:
         raise RuntimeError(
-            "carry_context() carries only what the view has read of the request body and"
-            " the request keeps. Read all of it in the view first, with get_json(),"
-            " get_data() or form. Of an uploaded file, call read() or save() there."
+            "carry_context() carries the request body only if the view has read and kept"
+            " it. Read all of it in the view first, before carry_context(), with"
+            " get_json(), get_data() or form. Call read() or save() of an uploaded file."
         )
 
 

@@ -33,7 +33,9 @@ from helpers import ROOT, TIMEOUT, Late
 from ctxcarry import carry_context
 
 MAIN, TASKS, EXECUTOR, JOB, ACCESSOR = snippets(README)
-UNREAD = "carry_context() carries only what the view has read of the request body"
+UNREAD = (
+    "carry_context() carries the request body only if the view has read and kept it"
+)
 
 
 @pytest.fixture

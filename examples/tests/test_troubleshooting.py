@@ -43,7 +43,9 @@ from ctxcarry import carry_context
 
 GUIDE = (EXAMPLES / "troubleshooting.md").read_text("utf-8")
 OUTSIDE = "Working outside of request context"
-UNREAD = "carry_context() carries only what the view has read of the request body"
+UNREAD = (
+    "carry_context() carries the request body only if the view has read and kept it"
+)
 BARE = """
 from flask import request
 
@@ -697,7 +699,7 @@ def test_a_connection_on_the_request_is_the_views(
 def test_a_body_that_the_request_does_not_keep_cannot_be_read(
     app: Flask, pool: ThreadPoolExecutor, read: Callable[[], object]
 ) -> None:
-    """`carry_context() carries only what the view has read of the request body`"""
+    """`carry_context() carries the request body only if the view has read and kept it`"""
 
     @app.route("/", methods=["POST"])
     def view() -> str:
@@ -1004,6 +1006,37 @@ def test_an_async_teardown_function_needs_a_thread_of_its_own(
     error, path = app.test_client().get("/").get_json()
     assert error.startswith("You cannot use AsyncToSync in the same thread as an async")
     assert path == "/" and len(closed) == 2
+
+
+def test_a_task_of_a_views_event_loop_ends_with_the_view(
+    app: Flask, late: Late
+) -> None:
+    """`asyncio.create_task` in an async view: the task is cancelled"""
+
+    ended: list[str] = []
+    held: list[Any] = []
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            ended.append("cancelled")
+            raise
+
+    async def path() -> str:
+        await asyncio.sleep(0)
+        return request.path
+
+    @app.route("/")
+    async def view() -> str:
+        held.append(asyncio.create_task(carry_context(work)()))
+        await asyncio.sleep(0)
+        late.submit(carry_context(asyncio.run), path())
+        return ""
+
+    app.test_client().get("/")
+    assert ended == ["cancelled"]
+    assert late.result() == "/"
 
 
 @pytest.mark.parametrize("cured", [False, True])
