@@ -687,6 +687,11 @@ some = settings(
 )
 
 
+def is_allowed_to_differ(program: Program, check: Check) -> bool:
+    """Say whether an exception on this Flask is about this program."""
+    return any(check in each.checks and each.is_meant(program) for each in EXCEPTIONS)
+
+
 @pytest.mark.parametrize("check", [check_ends_as_well, check_view_notices_nothing])
 @pytest.mark.parametrize("kind", KINDS)
 @some
@@ -695,7 +700,7 @@ def test_a_task_is_as_under_the_builtin_and_no_view_notices_it(
     kind: str, check: Check, data: st.DataObject
 ) -> None:
     program = data.draw(KINDS[kind])
-    assume(not any(check in a.checks and a.is_meant(program) for a in EXCEPTIONS))
+    assume(not is_allowed_to_differ(program, check))
     check(program)
 
 
@@ -733,4 +738,5 @@ FOUND_IN_1_1_0 = {
 )
 def test_what_was_drawn_and_found_in_1_1_0_stays_mended(program: Program) -> None:
     for check in (check_ends_as_well, check_view_notices_nothing):
-        some(given(st.just(program))(check))()
+        if not is_allowed_to_differ(program, check):
+            some(given(st.just(program))(check))()
