@@ -65,6 +65,29 @@ def test_a_list_in_g_is_not_asked_for_its_values(app: Flask) -> None:
         assert in_thread(carry_context(lambda: g.rows)) is rows
 
 
+class Counted:
+    """Counts how often somebody looks at its class."""
+
+    looks = 0
+
+    @property
+    def __class__(self) -> Any:
+        Counted.looks += 1
+        return Counted
+
+
+def test_no_more_than_a_hundred_values_of_a_dict_in_g_are_looked_at(app: Flask) -> None:
+    with app.app_context():
+        g.prices = {number: Counted() for number in range(100)}
+        Counted.looks = 0
+        carry_context(int)
+        looks = Counted.looks
+        g.prices.update({number: Counted() for number in range(100, 100_000)})
+        Counted.looks = 0
+        carry_context(int)
+        assert 0 < Counted.looks == looks
+
+
 class Cache(dict[str, Any]):
     """Needs its client, which no copy knows."""
 
