@@ -366,7 +366,6 @@ class _PushedContexts:
 
 # The attributes of g, and who has set them.
 
-
 _MISSING = object()
 
 
@@ -439,7 +438,6 @@ def _carry_attributes(g: Any, carried: dict[str, Any]) -> _TaskAttributes | None
 
 # What is copied, and how.
 
-
 _COPY_HOOKS = "__copy__", "__getnewargs__", "__getnewargs_ex__", "__setstate__"
 _COPIED_PLAINLY: tuple[Any, ...] = (Request, SecureCookieSession, MapAdapter)
 
@@ -477,7 +475,7 @@ def _needs_copy_module(cls: Any) -> bool:
 
 
 def _copy_request(request: Any, body: Any) -> Any:
-    """Copy a request, with nothing of the server's or of another call's in it."""
+    """Copy a request with an environ of its own, and with this body."""
     copied = _copy(request)
     environ = request.environ.copy()
     environ["werkzeug.request"] = None  # It refers to the view's request.
@@ -550,7 +548,7 @@ _METHODS_WITHOUT_BODY = "GET", "HEAD", "DELETE", "OPTIONS", "TRACE"
 
 
 class _UnreadBody(io.RawIOBase):
-    """Stands for a body that the request does not keep: the server's, for the view."""
+    """Replaces a body that the request has not kept, which is still the server's."""
 
     def readable(self) -> bool:
         return True
@@ -622,10 +620,7 @@ def _is_resource(value: object) -> bool:
         if _is_resource_class(cls):
             return True
         # A LocalProxy would look up the object behind it.
-        if (
-            not issubclass(cls, werkzeug.local.LocalProxy)
-            and value.__class__ is not cls
-        ):
+        if not issubclass(cls, werkzeug.local.LocalProxy):
             return _is_resource_class(value.__class__)
     return False
 

@@ -159,7 +159,8 @@ def test_memory_does_not_grow_with_the_number_of_tasks(app: Flask) -> None:
                 assert connection.getresponse().read() == b"0"
         for thread in {*threading.enumerate()} - others:
             thread.join(TIMEOUT)  # Werkzeug's may still have a buffer of 10 MB.
-        return tracemalloc.get_traced_memory()[0] - before
+        after, _ = tracemalloc.get_traced_memory()
+        return int(after - before)
 
     with contextlib.ExitStack() as stack:
         tracemalloc.start()

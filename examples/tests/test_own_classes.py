@@ -52,6 +52,52 @@ def test_a_request_may_have_a_stream_that_cannot_be_set(app: Flask) -> None:
         assert request.stream.read() == b"body"
 
 
+class Unpicklable(Request):
+    """Answers any attribute, and refuses to be pickled."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(name)
+
+    def __reduce__(self) -> Any:
+        raise TypeError("A request is not pickled.")
+
+
+def test_a_request_that_refuses_to_be_pickled_is_copied(app: Flask) -> None:
+    app.request_class = Unpicklable
+    with app.test_request_context("/x"):
+        assert in_thread(carry_context(lambda: request.path)) == "/x"
+
+
+class WithCopy(SecureCookieSession):
+    how = "as it was"
+
+    def __copy__(self) -> Any:
+        copied = WithCopy(self)
+        copied.how = "by itself"
+        return copied
+
+
+class WithState(SecureCookieSession):
+    how = "as it was"
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, how="by itself")
+
+
+@pytest.mark.parametrize("cls", [WithCopy, WithState])
+def test_a_session_that_says_how_it_is_copied_is_asked(app: Flask, cls: Any) -> None:
+    class Interface(Sessions):
+        def open_session(self, app: Flask, request: Request) -> Any:
+            return cls({"user": "ada"})
+
+    app.session_interface = Interface()
+    with app.test_request_context():
+        own: Any = session
+        seen = in_thread(carry_context(lambda: (session["user"], own.how)))
+        assert seen == ("ada", "by itself")
+        assert own.how == "as it was"
+
+
 class Rows(list[Any]):
     """Loads its values when somebody looks at them."""
 
