@@ -98,6 +98,33 @@ def test_a_session_that_says_how_it_is_copied_is_asked(app: Flask, cls: Any) -> 
         assert own.how == "as it was"
 
 
+class Linked(dict[str, Any]):
+    outer: Any
+
+
+class LinkedSession(SecureCookieSession):
+    inner: Linked
+
+
+def test_a_session_may_be_reached_from_its_own_attributes(app: Flask) -> None:
+    class Interface(Sessions):
+        def open_session(self, app: Flask, request: Request) -> Any:
+            opened = LinkedSession()
+            opened.inner = Linked()
+            opened.inner.outer = opened
+            return opened
+
+    def work() -> bool:
+        own: Any = session
+        own["user"] = "task's"
+        return bool(own.inner.outer == {"user": "task's"})
+
+    app.session_interface = Interface()
+    with app.test_request_context():
+        assert in_thread(carry_context(work))
+        assert "user" not in session
+
+
 class Rows(list[Any]):
     """Loads its values when somebody looks at them."""
 
