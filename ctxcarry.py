@@ -48,7 +48,7 @@ def carry_context(func: Callable[P, R], /) -> Callable[P, R]:
 
     The copy is made when this is called. Each call of the result pushes contexts of its
     own, made from that copy, and pops them at its end. Calls can run at the same time,
-    and after the response. They write nothing back to the view.
+    and after the response. What they set in ``g`` or in ``session`` stays in the call.
 
     -   ``request`` and ``session`` are copies. Attributes that you have set on
         ``request`` are shared, and so are uploaded files. Plain lists, dicts, sets and
@@ -133,7 +133,7 @@ class _StepsInContext(Generator[Any, Any, Any]):
         try:
             return self._context.run(self._coroutine.throw, *error)
         finally:
-            del error  # Else the error, its traceback and this frame are a cycle.
+            del error  # Else the error, its traceback and this frame form a cycle.
 
 
 # Flask's contexts. Up to Flask 3.1 a request has two: its own, and the app's, which has
@@ -216,7 +216,7 @@ class _Snapshot:
                 self.attributes[name] = value
 
     def _take_variables(self) -> None:
-        """Take the context variables, but for Flask's contexts and open resources.
+        """Take the context variables, except Flask's contexts and open resources.
 
         copy_context() alone would keep the view's contexts alive, and show them to
         signals and teardown functions while those of the task are not pushed.
@@ -231,6 +231,7 @@ class _Snapshot:
             if issubclass(type(value), _CONTEXT_CLASSES) or _holds_resource(value):
                 continue
             self.variables.run(variable.set, value)
+        # A stack of Flask up to 2.1 is in a context variable, and holds the view's.
         for stack in _STACKS:
             self.variables.run(_release_local, stack)
 
@@ -269,7 +270,7 @@ class _Snapshot:
                 app, environ=request.environ, request=request, session=session
             )
             contexts = [self.app.app_context(), context]
-        context.app = self.app
+        context.app = self.app  # The other one was for its __init__() only.
         context.match_request = _do_nothing  # The view's URL was matched.
         request.close = _do_nothing  # It would close the view's uploads.
         return contexts
@@ -288,7 +289,7 @@ _LOST_SESSION = (
     " has a copy of the session, which is not sent with the response. Return the value"
     " from the task, and set it in the view."
 )
-# Python 3.10 has neither groups nor notes.
+# Python 3.10 has neither groups nor notes. isinstance(error, ()) is false.
 _EXCEPTION_GROUP: Any = vars(builtins).get("BaseExceptionGroup", ())
 
 
@@ -373,8 +374,8 @@ class _TaskAttributes(dict[str, Any]):
     """The ``__dict__`` of a task's g, which notes the names that the task sets.
 
     Teardown functions must not close what belongs to the view, but must close what the
-    task has opened. The values cannot tell: a pool may hand the task the connection
-    that the view had, and ``True`` is always the same object.
+    task has opened. To compare values is not enough: the task may set the very object
+    that was carried, such as ``True`` or a client that all threads share.
     """
 
     __slots__ = ("carried", "defaults", "set_names")
@@ -389,6 +390,7 @@ class _TaskAttributes(dict[str, Any]):
         self.set_names.add(name)
         super().__setitem__(name, value)
 
+    # The methods of dict do not call __setitem__.
     def setdefault(self, name: str, default: Any = None) -> Any:
         if name not in self:
             self[name] = default
@@ -405,9 +407,9 @@ class _TaskAttributes(dict[str, Any]):
     def remove_carried(self) -> None:
         """Remove what was carried, and put back the defaults that it has replaced."""
         for name, value in self.carried.items():
-            # Flask 1.x sets an attribute of g without calling __setitem__.
-            is_untouched = self.get(name, _MISSING) is value
-            if name in self.set_names or not is_untouched:
+            # Flask 1.x sets an attribute of g without calling __setitem__. Another value
+            # shows that it was set.
+            if name in self.set_names or self.get(name, _MISSING) is not value:
                 continue
             self.pop(name, None)
             if name in self.defaults:
@@ -469,7 +471,7 @@ def _needs_copy_module(cls: Any) -> bool:
     if any(hasattr(cls, name) for name in _COPY_HOOKS):
         return True
     if hasattr(cls, "__getattr__"):
-        return False
+        return False  # copy.copy() may recurse in it without end.
     has_slots = any(base.__dict__.get("__slots__") for base in cls.__mro__)
     return has_slots or cls.__reduce__ is not object.__reduce__
 
@@ -505,12 +507,13 @@ def _copy_session(session: Any, copies: dict[int, Any]) -> Any:
             plain_dict.__setitem__(copied, key, _copy_containers(value, copies))
     attributes: dict[str, object] = getattr(copied, "__dict__", {})
     for name, value in attributes.items():
-        attributes[name] = _copy_containers(value, copies)
         cls = type(value)
         if issubclass(cls, dict) and cls is not dict:
-            # Beaker's session stands for another one, which it has as an attribute.
+            # Beaker's session wraps another session, which is such an attribute.
             with contextlib.suppress(TypeError):  # It is shared if it cannot be copied.
                 attributes[name] = _copy_session(value, copies)
+        else:
+            attributes[name] = _copy_containers(value, copies)
     return copied
 
 
@@ -548,7 +551,7 @@ _METHODS_WITHOUT_BODY = "GET", "HEAD", "DELETE", "OPTIONS", "TRACE"
 
 
 class _UnreadBody(io.RawIOBase):
-    """Replaces a body that the request has not kept, which is still the server's."""
+    """The body of a task's request, if the view has not read it. Reading it raises."""
 
     def readable(self) -> bool:
         return True
@@ -562,7 +565,12 @@ class _UnreadBody(io.RawIOBase):
 
 
 def _has_unread_body(request: Any) -> bool:
-    """Say whether there is a body, and no form that was parsed from it."""
+    """Say whether reading the stream is an error in a task.
+
+    It is if there is a body, unless the view has parsed a form from it. What the view has
+    read with get_data() or get_json() is cached, and does not reach the stream.
+    """
+    # Without a boundary, the parser returns an empty form and reads nothing.
     if "form" in vars(request) and request.mimetype in _FORM_TYPES:
         is_multipart = request.mimetype == "multipart/form-data"
         if not is_multipart or request.mimetype_params.get("boundary"):
@@ -583,11 +591,11 @@ def _has_unread_body(request: Any) -> bool:
 
 _CLOSING = "close", "aclose", "disconnect", "unbind"
 _MANAGING = "__exit__", "__aexit__", "commit", "transaction"
-# Flask-Babel's and Flask-Security's. Both set them again where they are missing.
+# State of one request, of Flask-Babel and Flask-Security. Both set it again.
 _LEFT_NAMES = "_flask_babel", "fs_authn_via"
 _NO_RESOURCES = bool, bytes, float, int, str, type(None), io.BytesIO, io.StringIO
 _CONTAINERS: tuple[Any, ...] = (dict, list, tuple, set)
-# Ids, as a metaclass may make a class unhashable.
+# The two of io only hold memory. Ids, as a metaclass may make a class unhashable.
 _NO_RESOURCE_IDS = {id(cls) for cls in (*_NO_RESOURCES, *_CONTAINERS)}
 
 
@@ -626,8 +634,11 @@ def _is_resource(value: object) -> bool:
 
 
 def _is_resource_class(cls: Any) -> bool:
-    """Say whether a class can be closed and has ``with`` or transactions, or is mapped."""
-    if hasattr(cls, "__mapper__"):  # SQLAlchemy's mapped classes have it.
+    """Say whether a class is mapped by SQLAlchemy, or looks like a connection.
+
+    A connection has a method that closes it, and either ``with`` or transactions.
+    """
+    if hasattr(cls, "__mapper__"):
         return True
     # A class may have a member of that name that is no method, such as a column.
     closes = any(callable(getattr(cls, name, None)) for name in _CLOSING)
@@ -639,7 +650,10 @@ def _is_resource_class(cls: Any) -> bool:
 
 
 def _code_flags(func: Any) -> int:
-    """Return the flags, as in ``inspect``, of the code that a call of func runs."""
+    """Return the flags, as in ``inspect``, of the code that a call of func runs.
+
+    Unlike the functions of ``inspect``, this looks at the ``__call__`` of an object.
+    """
     while isinstance(func, functools.partial):
         func = cast(Any, func).func
     if not isinstance(func, (types.FunctionType, types.MethodType)):
@@ -719,6 +733,6 @@ def _update_wrapper(wrapper: Any, func: Any) -> None:
         # An xmlrpc method answers any attribute, also __name__, with another method.
         functools.update_wrapper(wrapper, func.__call__)
     # Job queues such as RQ store a function by this name, and import it later. They must
-    # not find the function that is not wrapped.
+    # not find the unwrapped function.
     name = getattr(wrapper.__wrapped__, "__qualname__", "carried")
     wrapper.__qualname__ = f"carry_context.<locals>.{name}"
