@@ -98,6 +98,14 @@ def test_a_session_that_says_how_it_is_copied_is_asked(app: Flask, cls: Any) -> 
         assert own.how == "as it was"
 
 
+def test_a_connection_that_names_another_class_stays_with_the_view(app: Flask) -> None:
+    names: dict[str, Any] = {"close": print, "commit": print}
+    names["__class__"] = property(lambda _: object)
+    with app.app_context():
+        g.db = type("Hidden", (), names)()
+        assert in_thread(carry_context(lambda: "db" in g)) is False
+
+
 class Linked(dict[str, Any]):
     outer: Any
 
