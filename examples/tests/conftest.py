@@ -1,5 +1,6 @@
 """The fixtures that the tests of the examples share."""
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -7,7 +8,11 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from helpers import Late
+from helpers import ROOT, Late
+
+# A server or any other process that a test starts imports this checkout, not the copy that
+# somebody has installed.
+os.environ["PYTHONPATH"] = str(ROOT)
 
 
 @pytest.fixture
