@@ -1,9 +1,16 @@
-# ctxcarry 1.2.0, SPDX-License-Identifier: MIT-0
-"""Carry Flask's contexts and context variables into threads, pools and event loops."""
+# ctxcarry 2.0.0, SPDX-License-Identifier: MIT-0
+"""Carry Flask's contexts and context variables into threads, pools and event loops.
+
+``carry_context()`` takes a ``_Snapshot`` of what is active in the view. Each call of its
+result makes contexts of its own from that, in ``_CallContexts``. The rest says what is
+copied, what stays with the view, and what is refused.
+
+Classes are compared with ``issubclass(type(x), ...)``. ``isinstance()`` would ask a
+``LocalProxy``, such as ``current_user``, for the object behind it, and so load it.
+"""
 
 from __future__ import annotations
 
-import builtins
 import contextlib
 import contextvars
 import copy
@@ -13,20 +20,18 @@ import inspect
 import io
 import itertools
 import types
-from collections.abc import Callable, Collection, Generator
+from collections.abc import Callable, Generator
 from typing import Any, ParamSpec, TypeVar, cast
 
 import flask.ctx
 import flask.globals
-import werkzeug.local
-from flask import Request, has_app_context, has_request_context
-from flask.sessions import SecureCookieSession
-from werkzeug.datastructures import EnvironHeaders
-from werkzeug.routing import MapAdapter
+from flask import has_app_context, has_request_context
+from werkzeug.datastructures import EnvironHeaders, FileStorage
+from werkzeug.local import LocalProxy
 from werkzeug.wsgi import get_content_length
 
 __all__ = ["carry_context"]
-__version__ = "1.2.0"
+__version__ = "2.0.0"
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -46,48 +51,54 @@ def carry_context(func: Callable[P, R], /) -> Callable[P, R]:
 
             return list(executor.map(part, request.args.getlist("item")))
 
-    The copy is made when this is called. Each call of the result pushes contexts of its
-    own, made from that copy, and pops them at its end. Calls can run at the same time,
-    and after the response. What they set in ``g`` or in ``session`` stays in the call.
+    The copy is made when this is called, so call it after everything the task needs is
+    set. Each call of the result pushes contexts of its own, made from that copy, and pops
+    them when it ends. Calls can run at the same time, and after the response has been
+    sent. What they set in ``g``, in ``session`` or on ``request`` stays in the call.
 
-    -   ``request`` and ``session`` are copies. Attributes that you have set on
-        ``request`` are shared, and so are uploaded files. Plain lists, dicts, sets and
-        tuples in the session are copied too. What a task writes to its session is not
-        sent, and a view that calls this counts as one that reads the session.
-    -   ``g`` and the context variables have the same values as in the view. A mutable
-        value is shared with the view: replace it, do not change it.
-    -   Open resources, such as database connections, and SQLAlchemy's objects stay with
-        the view: ``g.db`` raises an ``AttributeError`` in the task. Open or load them
-        there, as ``get_db()`` does in Flask's tutorial.
-    -   The task can use the form, the JSON or the data of the request if the view has
-        read it.
+    -   What can be closed or committed, and instances of SQLAlchemy's models, stay with
+        the view: ``g.db`` raises an ``AttributeError`` in the task. Open or load them in
+        the task, as ``get_db()`` does in Flask's tutorial.
+    -   All other values in ``g`` and in context variables are carried. A mutable value is
+        shared with the view: replace it, do not change it. That includes parsed JSON.
+    -   ``request`` and ``session`` are copies, and so are the plain lists, dicts, sets and
+        tuples in the session. A change of the task's session is not saved. A view that
+        calls this counts as one that reads the session.
+    -   The task can read the form, the JSON or the data of the request if the view has
+        read it. Uploaded files are shared, and closed when the view's request ends.
 
     .. warning::
-        Commit in the view before the task starts. The task has its own connection.
+        The task has its own database connection, so commit in the view what the task
+        must see.
 
-        Teardown functions run for each call. In ``g`` they find only what the task has
-        set, so that they do not close what belongs to the view. Write ``g.get("start")``
-        there, not ``g.start``.
+        Teardown functions run for each call. They don't see what the task got from the
+        view, so that they do not close it. Use ``g.get("start")`` there, not ``g.start``.
 
-    :param func: A callable. For a coroutine function, the result is one too, and all its
-        steps run in the context. Generator functions are not supported.
+    :param func: A callable. For a coroutine function, the result is one too. Each call
+        runs from start to finish in its own context, on whichever loop awaits it.
+        Generator functions are not supported.
     :return: A callable with the same parameters and result. It cannot be pickled.
     :raises TypeError: If ``func`` is not callable, or is a generator function. Calling
         the result raises it if a plain function returns a coroutine.
-    :raises RuntimeError: If no context is active, or if this is called at the top level
-        of a module that is imported during a request.
+    :raises RuntimeError: If no context is active, or if a request imports the module
+        that calls this at its top level.
     """
     _check_callable(func)
     _check_context()
     snapshot = _Snapshot()
 
     def carried(*args: P.args, **kwargs: P.kwargs) -> R:
-        call = functools.partial(_call, snapshot, func, *args, **kwargs)
-        return snapshot.new_variables().run(call)
+        call = _CallContexts(snapshot, func)
+        with call:
+            result = call.variables.run(func, *args, **kwargs)
+            _check_result(result)
+            return result
 
     async def carried_async(*args: P.args, **kwargs: P.kwargs) -> Any:
-        call = _call_async(snapshot, func, *args, **kwargs)
-        return await _StepsInContext(snapshot.new_variables(), call)
+        call = _CallContexts(snapshot, func)
+        with call:
+            result: Any = call.variables.run(func, *args, **kwargs)
+            return await _StepsInContext(call, result)
 
     is_async = _code_flags(func) & inspect.CO_COROUTINE
     wrapper: Any = carried_async if is_async else carried
@@ -95,85 +106,107 @@ def carry_context(func: Callable[P, R], /) -> Callable[P, R]:
     return cast("Callable[P, R]", wrapper)
 
 
-def _call(
-    snapshot: _Snapshot, func: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
-) -> R:
-    """Call a function in contexts of its own."""
-    with _PushedContexts(snapshot, func):
-        result = func(*args, **kwargs)
-        _check_result(result)
-        return result
-
-
-async def _call_async(
-    snapshot: _Snapshot, func: Callable[P, Any], /, *args: P.args, **kwargs: P.kwargs
-) -> Any:
-    """Call a coroutine function, and await it, in contexts of its own."""
-    with _PushedContexts(snapshot, func):
-        return await func(*args, **kwargs)
-
-
-class _StepsInContext(Generator[Any, Any, Any]):
-    """Awaits a coroutine, and runs each of its steps in a context, on any event loop.
-
-    The ``context`` of an ``asyncio.Task`` does this for one event loop only.
-    """
-
-    def __init__(self, context: contextvars.Context, coroutine: Any) -> None:
-        self._context = context
-        self._coroutine = coroutine
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        return self
-
-    def send(self, value: Any, /) -> Any:
-        return self._context.run(self._coroutine.send, value)
-
-    def throw(self, *error: Any) -> Any:
-        try:
-            return self._context.run(self._coroutine.throw, *error)
-        finally:
-            del error  # Else the error, its traceback and this frame form a cycle.
-
-
 # Flask's contexts. Up to Flask 3.1 a request has two: its own, and the app's, which has
-# g. Flask 3.2 has one for both (pallets/flask#5639). It warns if the old names are
-# imported, so they are looked up with vars().
-_HAS_ONE_CONTEXT = "RequestContext" not in vars(flask.ctx)
+# g. Flask 3.2 has one for both (pallets/flask#5639), and warns when the old names are
+# imported, so vars() looks them up. This can go when Flask 3.1 is no longer supported.
+_app_ctx: Any = flask.globals.app_ctx
+_request_ctx: Any = vars(flask.globals).get("request_ctx", _app_ctx)
+_HAS_ONE_CONTEXT = _request_ctx is _app_ctx
 _CONTEXT_CLASSES: tuple[Any, ...] = (
     flask.ctx.AppContext,
     vars(flask.ctx).get("RequestContext", flask.ctx.AppContext),
 )
-_STACKS: list[Any] = []
-_release_local: Any = vars(werkzeug.local)["release_local"]  # Not typed in 2.2.
-
-if "app_ctx" in vars(flask.globals):
-    _app_ctx: Any = vars(flask.globals)["app_ctx"]
-    _request_ctx: Any = vars(flask.globals).get("request_ctx", _app_ctx)
-else:  # Up to Flask 2.1. Calling a stack returns a proxy for what is on top of it.
-    _STACKS.append(vars(flask.globals)["_app_ctx_stack"])
-    _STACKS.append(vars(flask.globals)["_request_ctx_stack"])
-    _app_ctx, _request_ctx = (stack() for stack in _STACKS)
 
 
-def _active_contexts() -> tuple[Any, Any]:
-    """Return the active app context, and the request context if it is of the same app.
+class _Snapshot:
+    """What is active in the view when carry_context() is called.
 
-    A view may push a context of another app. It then sees that app, without a request.
+    All calls of one wrapper share it and none changes it. It keeps no context, request
+    or stream of the view alive.
     """
-    app_context = _app_ctx._get_current_object()
-    if has_request_context():
-        request_context = _request_ctx._get_current_object()
-        if request_context.app is app_context.app:
-            return app_context, request_context
-    return app_context, None
+
+    def __init__(self) -> None:
+        app_context = _app_ctx._get_current_object()
+        self.app = app_context.app
+        self.request: Any = None
+        self.session: Any = None
+        self._take_g(app_context.g)
+        self._take_variables()
+        if has_request_context():
+            request_context = _request_ctx._get_current_object()
+            # A view may push a context of another app. It then sees no request of it.
+            if request_context.app is self.app:
+                self._take_request(request_context)
+
+    def _take_g(self, g: Any) -> None:
+        """Take what is in g, and the names of what stays with the view."""
+        self.carried: dict[str, Any] = {}
+        self.left_names: set[str] = set()
+        for name, value in g.__dict__.copy().items():
+            if name in _MADE_AGAIN:
+                continue
+            if _stays_with_view(value):
+                self.left_names.add(name)
+            else:
+                self.carried[name] = value
+
+    def _take_variables(self) -> None:
+        """Take the context variables, except for Flask's own and what stays.
+
+        copy_context() alone would keep the view's contexts alive. Signals and teardown
+        functions would meet them before the task's are pushed and after they are popped.
+        """
+        self.variables = contextvars.Context()
+        self.decimal_contexts: list[tuple[Any, decimal.Context]] = []
+        for variable, value in contextvars.copy_context().items():
+            if issubclass(type(value), decimal.Context):
+                self.decimal_contexts.append((variable, value.copy()))
+                continue
+            is_flasks = issubclass(type(value), _CONTEXT_CLASSES)
+            if not is_flasks and not _stays_with_view(value):
+                self.variables.run(variable.set, value)
+
+    def _take_request(self, context: Any) -> None:
+        """Take the request and the session."""
+        session = context.session
+        with contextlib.suppress(AttributeError):
+            session.accessed = True  # The response then varies by cookie.
+        self.session = _copy_session(session)
+        self.request = _copy_request(context.request, None)
+        self.body_class = _UnreadBody if _has_unread_body(self.request) else io.BytesIO
+        self.context_class: Any = type(context)
+        self.app_with_adapter = _AppWithAdapter(self.app, context.url_adapter)
+
+    def new_variables(self) -> contextvars.Context:
+        """Make the contextvars.Context of one call."""
+        variables = self.variables.copy()
+        # The decimal module changes its context in place, so each call has a copy.
+        for variable, value in self.decimal_contexts:
+            variables.run(variable.set, value.copy())
+        return variables
+
+    def new_contexts(self) -> list[Any]:
+        """Make Flask's contexts of one call, in the order in which they are pushed."""
+        if self.request is None:
+            return [self.app.app_context()]
+        request = _copy_request(self.request, self.body_class())
+        request.close = _do_nothing  # It would close the view's uploads.
+        session = _copy_session(self.session)
+        app: Any = self.app_with_adapter
+        if _HAS_ONE_CONTEXT:
+            context = self.context_class(app, request=request, session=session)
+        else:
+            context = self.context_class(app, request.environ, request, session)
+        context.app = self.app  # The other one was for its __init__() only.
+        context.match_request = _do_nothing  # Converters would run again.
+        return [context] if _HAS_ONE_CONTEXT else [self.app.app_context(), context]
 
 
 class _AppWithAdapter:
     """Stands in for the app while a request context is made.
 
-    A context asks the app for a URL adapter, which takes longer than all the rest. This
-    hands out the one that the view's context has. The app answers everything else.
+    The context asks the app to bind a URL adapter. This hands out the one of the view's
+    context instead, which saves about a quarter of a call. The app answers all else.
     """
 
     def __init__(self, app: Any, url_adapter: Any) -> None:
@@ -187,293 +220,204 @@ class _AppWithAdapter:
         return getattr(self._app, name)
 
 
-class _Snapshot:
-    """What is active when carry_context() is called.
+class _CallContexts:
+    """The contexts of one call. They are pushed on entry and popped on exit.
 
-    All calls of one wrapper share it and none changes it. It keeps no context, request
-    or stream of the view alive.
+    All of that happens in the call's own contextvars.Context, as does the function. A
+    call ends in its own context even where the garbage collector ends it, closing a
+    forgotten coroutine in the middle of another request. contextlib.contextmanager would
+    not do, as the collector could close its generator first.
     """
-
-    def __init__(self) -> None:
-        app_context, request_context = _active_contexts()
-        self.app = app_context.app
-        self._take_g(app_context.g)
-        self._take_variables()
-        self.request: Any = None
-        self.session: Any = None
-        if request_context is not None:
-            self._take_request(request_context)
-
-    def _take_g(self, g: Any) -> None:
-        """Take the data in g, and the names of what stays with the view."""
-        self.attributes: dict[str, Any] = {}
-        self.left_names: list[str] = []
-        attributes = _get_attributes(g) or {}
-        for name, value in attributes.copy().items():
-            if name in _LEFT_NAMES or _holds_resource(value):
-                self.left_names.append(name)
-            else:
-                self.attributes[name] = value
-
-    def _take_variables(self) -> None:
-        """Take the context variables, except Flask's contexts and open resources.
-
-        copy_context() alone would keep the view's contexts alive, and show them to
-        signals and teardown functions while those of the task are not pushed.
-        """
-        self.variables = contextvars.Context()
-        self.decimal_contexts: list[tuple[Any, decimal.Context]] = []
-        for variable, value in contextvars.copy_context().items():
-            # Not isinstance(), which would look up what a LocalProxy stands for.
-            if issubclass(type(value), decimal.Context):
-                self.decimal_contexts.append((variable, value.copy()))
-                continue
-            if issubclass(type(value), _CONTEXT_CLASSES) or _holds_resource(value):
-                continue
-            self.variables.run(variable.set, value)
-        # A stack of Flask up to 2.1 is in a context variable, and holds the view's.
-        for stack in _STACKS:
-            self.variables.run(_release_local, stack)
-
-    def _take_request(self, context: Any) -> None:
-        """Take the request and the session."""
-        session = context.session
-        if session is None:
-            raise RuntimeError("carry_context() was called before the session is open.")
-        with contextlib.suppress(AttributeError):
-            session.accessed = True  # The response then varies by cookie.
-        self.context_class = context.__class__
-        self.url_adapter = _copy(context.url_adapter)
-        self.request = _copy_request(context.request, None)
-        self.session = _copy_session(session, {})
-        self.body_class = _UnreadBody if _has_unread_body(self.request) else io.BytesIO
-
-    def new_variables(self) -> contextvars.Context:
-        """Make the contextvars.Context of one call."""
-        variables = self.variables.copy()
-        for variable, value in self.decimal_contexts:
-            variables.run(variable.set, value.copy())  # It is changed in place.
-        return variables
-
-    def new_contexts(self) -> list[Any]:
-        """Make the contexts of one call, in the order in which they are pushed."""
-        if self.request is None:
-            return [self.app.app_context()]
-        request = _copy_request(self.request, self.body_class())
-        session = _copy_session(self.session, {})
-        app = _AppWithAdapter(self.app, _copy(self.url_adapter))
-        if _HAS_ONE_CONTEXT:
-            context = self.context_class(app, request=request, session=session)
-            contexts = [context]
-        else:
-            context = self.context_class(
-                app, environ=request.environ, request=request, session=session
-            )
-            contexts = [self.app.app_context(), context]
-        context.app = self.app  # The other one was for its __init__() only.
-        context.match_request = _do_nothing  # The view's URL was matched.
-        request.close = _do_nothing  # It would close the view's uploads.
-        return contexts
-
-
-_LEFT_NOTE = (
-    "g.{name} stays with the view: carry_context() does not carry open resources or"
-    " objects of an ORM. Open or load it in the task, as get_db() in Flask's tutorial."
-)
-_CARRIED_NOTE = (
-    "g.{name} was carried from the view. Teardown functions find only what the task has"
-    " set in g. Use g.get({name!r}) there."
-)
-_LOST_SESSION = (
-    "%s changed the session in a task of carry_context(). The change is lost: the task"
-    " has a copy of the session, which is not sent with the response. Return the value"
-    " from the task, and set it in the view."
-)
-# Python 3.10 has neither groups nor notes. isinstance(error, ()) is false.
-_EXCEPTION_GROUP: Any = vars(builtins).get("BaseExceptionGroup", ())
-
-
-class _PushedContexts:
-    """The contexts of one call, which are pushed on entry and popped on exit."""
 
     def __init__(self, snapshot: _Snapshot, func: object) -> None:
         self.snapshot = snapshot
         self.func = func
+        self.variables = snapshot.new_variables()
+        self.contexts: list[Any] = self.variables.run(snapshot.new_contexts)
         self.pushed: list[Any] = []
+        self.names = _TaskNames(self.contexts[0].g, snapshot)
 
     def __enter__(self) -> None:
-        contexts = self.snapshot.new_contexts()
-        self.g = contexts[0].g
-        self.attributes = _carry_attributes(self.g, self.snapshot.attributes)
         try:
-            for context in contexts:
-                # A receiver of appcontext_pushed may raise. The context is pushed then.
-                self.pushed.append(context)
-                context.push()
+            self.variables.run(self._push)
         except BaseException as error:
-            self._end(error)
+            self.__exit__(None, error, None)
             raise
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        self._end(error)
+        try:
+            self.variables.run(self._end, error)
+        finally:
+            # This is in the traceback of the error. An error that the task has kept in g
+            # or in a context variable would refer to itself.
+            del self.variables, self.contexts, self.names
+
+    def _push(self) -> None:
+        for context in self.contexts:
+            # If a receiver of appcontext_pushed raises, the context is pushed already.
+            self.pushed.append(context)
+            context.push()
 
     def _end(self, error: BaseException | None) -> None:
-        """Remove the carried values from g, and pop the contexts whatever happens."""
+        """Warn of what went wrong in silence, and pop the contexts."""
+        app = self.snapshot.app
+        if app.debug or app.testing:
+            # Sessions, the values in them, loggers and their filters may raise.
+            with contextlib.suppress(Exception):
+                self._warn()
+        self.names.remove_carried()
         try:
-            self._warn_of_lost_session()
-            self._explain(error, self.snapshot.left_names, _LEFT_NOTE)
-            if self.attributes is not None:
-                self.attributes.remove_carried()
-        finally:
             self._pop(error)
-
-    def _pop(self, error: BaseException | None) -> None:
-        """Pop the contexts. An error of teardown does not replace one of the task."""
-        try:
-            # Not ``with context``, which may keep it for a debugger up to Flask 2.1.
-            try:
-                self.pushed[-1].pop(error)
-            finally:
-                for app_context in self.pushed[:-1]:
-                    app_context.pop(error)
-        except Exception as teardown_error:
-            self._explain(teardown_error, self.snapshot.left_names, _LEFT_NOTE)
-            self._explain(teardown_error, self.snapshot.attributes, _CARRIED_NOTE)
+        except Exception:
             if error is None:
                 raise
-            self.snapshot.app.logger.exception("A task failed, and then its teardown.")
+            app.logger.exception("A task failed, and then its teardown.")
 
-    def _warn_of_lost_session(self) -> None:
-        """Log that a change of the session is lost, while the app is developed."""
-        app = self.snapshot.app
-        if self.snapshot.request is None or not (app.debug or app.testing):
+    def _pop(self, error: BaseException | None) -> None:
+        """Pop the contexts, the last one first, and each of them whatever happens."""
+        try:
+            self.pushed.pop().pop(error)
+        finally:
+            if self.pushed:
+                self._pop(error)
+
+    def _warn(self) -> None:
+        """Log what the task missed in g, and that it changed its session."""
+        logger = self.snapshot.app.logger
+        task = getattr(self.func, "__qualname__", type(self.func).__qualname__)
+        missed_names = self.names.left_names & self.names.asked_names
+        for name in missed_names - self.names.set_names:
+            logger.warning("%s asked for g.%s. %s", task, name, _stays_message(name))
+        if self.snapshot.request is None:
             return
-        # A session of any class may raise here, and so may the values in it.
-        with contextlib.suppress(Exception):
-            if dict(self.pushed[-1].session) != dict(self.snapshot.session):
-                name = getattr(self.func, "__qualname__", repr(self.func))
-                app.logger.warning(_LOST_SESSION, name)
-
-    def _explain(self, error: Any, names: Collection[str], note: str) -> None:
-        """Add a note to an AttributeError about one of these names in the task's g."""
-        if isinstance(error, _EXCEPTION_GROUP):
-            for each in error.exceptions:
-                self._explain(each, names, note)
-        elif isinstance(error, AttributeError) and hasattr(error, "add_note"):
-            name = str(error.name)
-            if error.obj is self.g and name in names:
-                error.add_note(note.format(name=name))
+        if dict(self.contexts[-1].session) != dict(self.snapshot.session):
+            logger.warning(
+                "%s changed the session in a task of carry_context(). The change is lost,"
+                " as the task has a copy of the session, which is never saved. Return the"
+                " value from the task, and set it in the view.",
+                task,
+            )
 
 
-# The attributes of g, and who has set them.
+class _TaskNames(dict[str, Any]):
+    """The ``__dict__`` of a task's g, which is where Flask keeps what is set in g.
 
-_MISSING = object()
+    It knows what the task has set. Teardown functions must not find what belongs to the
+    view, such as a ``g.path`` that they unlink, but must find what the task has set, even
+    if it is the very same object.
 
-
-class _TaskAttributes(dict[str, Any]):
-    """The ``__dict__`` of a task's g, which notes the names that the task sets.
-
-    Teardown functions must not close what belongs to the view, but must close what the
-    task has opened. To compare values is not enough: the task may set the very object
-    that was carried, such as ``True`` or a client that all threads share.
+    It also explains what is missing: g looks up each name with ``__dict__[name]``.
     """
 
-    __slots__ = ("carried", "defaults", "set_names")
-
-    def __init__(self, defaults: dict[str, Any], carried: dict[str, Any]) -> None:
-        super().__init__({**defaults, **carried})
-        self.defaults = defaults
-        self.carried = carried
+    def __init__(self, g: Any, snapshot: _Snapshot) -> None:
+        self.defaults: dict[str, Any] = g.__dict__  # Of an app's own class of g.
+        self.carried = snapshot.carried
+        self.left_names = snapshot.left_names
         self.set_names: set[str] = set()
+        self.asked_names: set[str] = set()
+        super().__init__(self.defaults)
+        self.update(self.carried)
+        # A plain assignment would set g.__dict__["__dict__"].
+        object.__setattr__(g, "__dict__", self)
 
     def __setitem__(self, name: str, value: Any) -> None:
         self.set_names.add(name)
         super().__setitem__(name, value)
 
-    # The methods of dict do not call __setitem__.
+    def __missing__(self, name: str) -> Any:
+        self.asked_names.add(name)
+        if name in self.left_names:
+            raise AttributeError(_stays_message(name))
+        if name in self.carried:
+            raise AttributeError(
+                f"g.{name} was carried from the view by carry_context(), and is gone. The"
+                f" task has removed it, or has ended. Use g.get({name!r}) there."
+            )
+        raise KeyError(name)
+
+    def __contains__(self, name: object) -> bool:
+        is_there = super().__contains__(name)
+        if not is_there:
+            self.asked_names.add(cast(str, name))
+        return is_there
+
+    # The methods of dict call none of the above.
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return super().get(name, default) if name in self else default
+
     def setdefault(self, name: str, default: Any = None) -> Any:
         if name not in self:
             self[name] = default
         return self[name]
-
-    def update(self, *args: Any, **kwargs: Any) -> None:
-        for name, value in dict(*args, **kwargs).items():
-            self[name] = value
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Let copy and pickle make a plain dict of ``vars(g)``."""
         return dict, (dict(self),)
 
     def remove_carried(self) -> None:
-        """Remove what was carried, and put back the defaults that it has replaced."""
+        """Remove what the task got from the view, and has not replaced."""
         for name, value in self.carried.items():
-            # Flask 1.x sets an attribute of g without calling __setitem__. Another value
-            # shows that it was set.
-            if name in self.set_names or self.get(name, _MISSING) is not value:
+            # The default is an object that is no value.
+            if name in self.set_names or super().get(name, self) is not value:
                 continue
-            self.pop(name, None)
             if name in self.defaults:
-                self[name] = self.defaults[name]
+                super().__setitem__(name, self.defaults[name])
+            else:
+                self.pop(name, None)  # A thread of the task may have removed it.
 
 
-def _get_attributes(g: Any) -> dict[str, Any] | None:
-    """Return the attributes of g, or None if an app's class has no plain ones."""
-    attributes = getattr(g, "__dict__", None)
-    if type(attributes) in (dict, _TaskAttributes):
-        return cast("dict[str, Any]", attributes)
-    return None
+def _stays_message(name: str) -> str:
+    return (
+        f"g.{name} stays with the view. carry_context() carries nothing that can be closed"
+        " or committed, and no instance of a SQLAlchemy model. Open or load it in the"
+        " task, as get_db() does in Flask's tutorial."
+    )
 
 
-def _carry_attributes(g: Any, carried: dict[str, Any]) -> _TaskAttributes | None:
-    """Give g what is carried, or return None if an app's class does not allow it."""
-    defaults = _get_attributes(g)
-    if defaults is None:
-        return None
-    attributes = _TaskAttributes(defaults, carried)
-    try:
-        # A plain assignment would add an attribute of this name to g.
-        object.__setattr__(g, "__dict__", attributes)
-    except (AttributeError, TypeError):
-        return None
-    return attributes
+class _StepsInContext(Generator[Any, Any, Any]):
+    """Awaits a coroutine, and runs each of its steps in the context of a call.
+
+    It works on any event loop. The ``context`` of an ``asyncio.Task`` is for asyncio.
+    """
+
+    def __init__(self, call: _CallContexts, coroutine: Any) -> None:
+        self._call = call
+        self._steps = coroutine.__await__()
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self
+
+    def send(self, value: Any, /) -> Any:
+        return self._call.variables.run(self._steps.send, value)
+
+    def throw(self, *error: Any) -> Any:
+        try:
+            return self._call.variables.run(self._steps.throw, *error)
+        finally:
+            del error  # Else the error, its traceback and this frame form a cycle.
+
+    def close(self) -> None:
+        self._call.variables.run(self._steps.close)
 
 
 # What is copied, and how.
 
-_COPY_HOOKS = "__copy__", "__getnewargs__", "__getnewargs_ex__", "__setstate__"
-_COPIED_PLAINLY: tuple[Any, ...] = (Request, SecureCookieSession, MapAdapter)
+_dict: Any = dict  # Its methods, whatever an app's subclass does in its own.
 
 
 def _copy(original: Any) -> Any:
-    """Copy an object with its attributes, and with its items if it is a dict.
+    """Copy an object with its attributes.
 
-    copy.copy() calls __getstate__, which may leave out what cannot be pickled. It calls
-    __setitem__, which may write to a session store. It looks up names on a copy without
-    attributes, so a __getattr__ may recurse without end.
+    copy.copy() would call __getstate__, which may leave out what cannot be pickled, set
+    items, which may write to a store, and recurse without end in a __getattr__.
     """
     cls = cast(Any, type(original))
-    # For speed, skip the check for Flask's own classes.
-    if cls not in _COPIED_PLAINLY and _needs_copy_module(cls):
+    if hasattr(cls, "__copy__"):
         return copy.copy(original)
-    try:
-        copied = cls.__new__(cls)
-        if issubclass(cls, dict):
-            plain_dict = cast(Any, dict)
-            plain_dict.update(copied, plain_dict.items(original))
-        object.__setattr__(copied, "__dict__", original.__dict__.copy())
-    except (AttributeError, TypeError):  # It has no plain __new__ or no plain __dict__.
-        return copy.copy(original)
+    copied = cls.__new__(cls)
+    copied.__dict__.update(original.__dict__)
     return copied
-
-
-def _needs_copy_module(cls: Any) -> bool:
-    """Say whether a class is copied in a way of its own, or has slots."""
-    if any(hasattr(cls, name) for name in _COPY_HOOKS):
-        return True
-    if hasattr(cls, "__getattr__"):
-        return False  # copy.copy() may recurse in it without end.
-    has_slots = any(base.__dict__.get("__slots__") for base in cls.__mro__)
-    return has_slots or cls.__reduce__ is not object.__reduce__
 
 
 def _copy_request(request: Any, body: Any) -> Any:
@@ -483,6 +427,7 @@ def _copy_request(request: Any, body: Any) -> Any:
     environ["werkzeug.request"] = None  # It refers to the view's request.
     environ["wsgi.input"] = body
     headers = request.headers
+    # A hook may have put other headers in their place.
     if isinstance(headers, EnvironHeaders) and headers.environ is request.environ:
         copied.headers = type(headers)(environ)
     copied.environ = environ
@@ -491,53 +436,30 @@ def _copy_request(request: Any, body: Any) -> Any:
     return copied
 
 
-def _copy_session(session: Any, copies: dict[int, Any]) -> Any:
-    """Copy a session, and the containers in its items and attributes.
-
-    ``copies`` has what is copied already, so that containers may contain each other.
-    """
-    if id(session) in copies:
-        return copies[id(session)]
+def _copy_session(session: Any) -> Any:
+    """Copy a session, and the containers in its items and attributes."""
     copied = _copy(session)
-    copies[id(session)] = copied
     if issubclass(type(session), dict):
-        # The class's own methods may load the session, or write to its store.
-        plain_dict = cast(Any, dict)
-        for key, value in plain_dict.items(copied):
-            plain_dict.__setitem__(copied, key, _copy_containers(value, copies))
-    attributes: dict[str, object] = getattr(copied, "__dict__", {})
-    for name, value in attributes.items():
-        cls = type(value)
-        if issubclass(cls, dict) and cls is not dict:
-            # Beaker's session wraps another session, which is such an attribute.
-            with contextlib.suppress(TypeError):  # It is shared if it cannot be copied.
-                attributes[name] = _copy_session(value, copies)
-        else:
-            attributes[name] = _copy_containers(value, copies)
+        _dict.update(copied, _copy_containers(_dict.copy(session)))
+    copied.__dict__.update(_copy_containers(copied.__dict__))
     return copied
 
 
-def _copy_containers(value: object, copies: dict[int, Any]) -> Any:
-    """Copy a plain list, dict, set or tuple, and those in it. Return all else as is."""
-    kind = type(value)
-    if kind not in (list, dict, set, tuple):
-        return value
-    if id(value) in copies:
-        return copies[id(value)]
-    original = cast(Any, value)
-    if kind is tuple:
-        copied: Any = tuple([_copy_containers(item, copies) for item in original])
-        copies[id(value)] = copied
-        return copied
-    copied = original.copy()
-    copies[id(value)] = copied
-    if kind is list:
-        for index, item in enumerate(original):
-            copied[index] = _copy_containers(item, copies)
-    elif kind is dict:
-        for key, item in original.items():
-            copied[key] = _copy_containers(item, copies)
-    return copied
+def _copy_containers(value: Any) -> Any:
+    """Copy a plain list, dict, set or tuple, and those in it. Return all else as is.
+
+    Each is copied by one call first, as another thread may change it meanwhile.
+    """
+    cls = cast(Any, type(value))
+    if cls is dict:
+        return {key: _copy_containers(item) for key, item in value.copy().items()}
+    if cls is list:
+        return [_copy_containers(item) for item in value.copy()]
+    if cls is tuple:
+        return tuple([_copy_containers(item) for item in value])
+    if cls is set:
+        return value.copy()
+    return value
 
 
 def _do_nothing() -> None:
@@ -546,12 +468,9 @@ def _do_nothing() -> None:
 
 # The request body.
 
-_FORM_TYPES = "multipart/form-data", "application/x-www-form-urlencoded"
-_METHODS_WITHOUT_BODY = "GET", "HEAD", "DELETE", "OPTIONS", "TRACE"
-
 
 class _UnreadBody(io.RawIOBase):
-    """The body of a task's request, if the view has not read it. Reading it raises."""
+    """The body of a task's request if the view has not read it. Reading it raises."""
 
     def readable(self) -> bool:
         return True
@@ -565,85 +484,95 @@ class _UnreadBody(io.RawIOBase):
 
 
 def _has_unread_body(request: Any) -> bool:
-    """Say whether reading the stream is an error in a task.
+    """Say whether there is a body that the view has not parsed as a form.
 
-    It is if there is a body, unless the view has parsed a form from it. What the view has
-    read with get_data() or get_json() is cached, and does not reach the stream.
+    What the view has read with get_data() or get_json() is cached, and does not reach the
+    stream. What it has read from the stream is gone.
     """
-    # Without a boundary, the parser returns an empty form and reads nothing.
-    if "form" in vars(request) and request.mimetype in _FORM_TYPES:
+    if "form" in vars(request):
+        if request.mimetype == "application/x-www-form-urlencoded":
+            return False
+        # Without a boundary, the parser returns an empty form and reads nothing.
         is_multipart = request.mimetype == "multipart/form-data"
-        if not is_multipart or request.mimetype_params.get("boundary"):
+        if is_multipart and request.mimetype_params.get("boundary"):
             return False
     environ = request.environ
     if get_content_length(environ) or "HTTP_TRANSFER_ENCODING" in environ:
         return True
-    # HTTP/2 has neither of the two, if the client does not know the length.
+    # Over HTTP/2 a body needs neither of the two.
     return bool(
         not environ.get("CONTENT_LENGTH")
         and environ.get("wsgi.input_terminated")
         and environ.get("SERVER_PROTOCOL", "").startswith(("HTTP/2", "HTTP/3"))
-        and request.method not in _METHODS_WITHOUT_BODY
+        and request.method in ("POST", "PUT", "PATCH")
     )
 
 
-# Open resources, which stay with the view.
+# What stays with the view.
+#
+# Two threads must not share a transaction, a socket or a cursor, and nothing says for
+# certain what has one. So the rule is a guess. Of eleven that were tried on the classes of
+# two hundred packages, this one errs least. __exit__ and release are not among the names,
+# as paths and locks have them, and shutdown is not, as executors have it.
 
-_CLOSING = "close", "aclose", "disconnect", "unbind"
-_MANAGING = "__exit__", "__aexit__", "commit", "transaction"
-# State of one request, of Flask-Babel and Flask-Security. Both set it again.
-_LEFT_NAMES = "_flask_babel", "fs_authn_via"
-_NO_RESOURCES = bool, bytes, float, int, str, type(None), io.BytesIO, io.StringIO
-_CONTAINERS: tuple[Any, ...] = (dict, list, tuple, set)
-# The two of io only hold memory. Ids, as a metaclass may make a class unhashable.
-_NO_RESOURCE_IDS = {id(cls) for cls in (*_NO_RESOURCES, *_CONTAINERS)}
+_CLOSING = (
+    "close",
+    "aclose",
+    "disconnect",
+    "commit",
+    "commit_transaction",  # The sessions of pymongo.
+    "abandon",  # The connections of ldap3, which call it unbind. Loggers have that, too.
+)
+# These are data. The three last ones have a close(), but hold memory, or an upload, which
+# the view closes. The others are here for speed.
+_DATA: set[Any] = {
+    *(bool, bytes, float, int, str, type(None)),
+    *(io.BytesIO, io.StringIO, FileStorage),
+}
+# A dict in g may be large. What is behind the first hundred values is not looked at.
+_MOST_VALUES = 100
+# What extensions keep for one request, and make again where it is missing.
+_MADE_AGAIN = (
+    "_flask_babel",  # Flask-Babel's locale, which it changes in place.
+    "_sqlalchemy_queries",  # The queries that Flask-SQLAlchemy has recorded.
+    "fs_authn_via",  # Flask-Security then loads the user of the task.
+)
 
 
-def _holds_resource(value: object) -> bool:
-    """Say whether a value is an open resource, or a container with one in it."""
+def _stays_with_view(value: Any) -> bool:
+    """Say whether a value can be closed or committed, or holds one that can."""
     values = [value]
-    if issubclass(type(value), _CONTAINERS):
-        # Only the first values, as a dict in g may be large. They are listed before they
-        # are looked at, as another thread may change the dict meanwhile.
-        values += itertools.islice(_iterate(value), 100)
-    for each in values:
-        # For speed, skip the classes of most values.
-        if id(type(each)) not in _NO_RESOURCE_IDS and _is_resource(each):
-            return True
+    # The list grows while it is read, so that containers in containers come last.
+    for each in itertools.islice(values, 1 + _MOST_VALUES):
+        if type(each) in _DATA:
+            continue
+        # A class that cannot be asked is data. So is a dict or set that another thread
+        # changes at this moment.
+        with contextlib.suppress(Exception):
+            if _can_be_closed(each):
+                return True
+            if issubclass(type(each), dict):
+                values.extend(itertools.islice(_dict.values(each), _MOST_VALUES))
+            elif issubclass(type(each), (list, tuple, set)):
+                values.extend(itertools.islice(each, _MOST_VALUES))
     return False
 
 
-def _iterate(container: object) -> Any:
-    """Iterate without the methods of an app's class, which may load the values."""
-    if issubclass(type(container), dict):
-        return cast(Any, dict).values(container)
-    base = next(each for each in _CONTAINERS if issubclass(type(container), each))
-    return base.__iter__(container)
+def _can_be_closed(value: object) -> bool:
+    """Say whether the class of a value has a method that closes or commits it.
 
-
-def _is_resource(value: object) -> bool:
-    """Look at the class of a value. Tracers wrap a value and set its ``__class__``."""
-    cls = type(value)
-    with contextlib.suppress(Exception):  # A class may raise anything. Then it is data.
-        if _is_resource_class(cls):
-            return True
-        # A LocalProxy would look up the object behind it.
-        if not issubclass(cls, werkzeug.local.LocalProxy):
-            return _is_resource_class(value.__class__)
-    return False
-
-
-def _is_resource_class(cls: Any) -> bool:
-    """Say whether a class is mapped by SQLAlchemy, or looks like a connection.
-
-    A connection has a method that closes it, and either ``with`` or transactions.
+    That is the class in ``__class__``, as a tracer's proxy for a connection names the
+    connection's there. A LocalProxy would look up the object behind it.
     """
-    if hasattr(cls, "__mapper__"):
+    is_proxy = issubclass(type(value), LocalProxy)
+    cls: Any = type(value) if is_proxy else value.__class__
+    if hasattr(cls, "__mapper__"):  # A model of SQLAlchemy.
         return True
-    # A class may have a member of that name that is no method, such as a column.
-    closes = any(callable(getattr(cls, name, None)) for name in _CLOSING)
-    manages = any(callable(getattr(cls, name, None)) for name in _MANAGING)
-    return closes and manages
+    for name in _CLOSING:
+        # A class may have a member of that name that is no method, such as a column.
+        if callable(getattr(cls, name, None)):
+            return True
+    return False
 
 
 # What is refused, and how the result looks.
@@ -652,14 +581,16 @@ def _is_resource_class(cls: Any) -> bool:
 def _code_flags(func: Any) -> int:
     """Return the flags, as in ``inspect``, of the code that a call of func runs.
 
-    Unlike the functions of ``inspect``, this looks at the ``__call__`` of an object.
+    The functions of ``inspect`` don't look at the ``__call__`` of an object, and ask for
+    the type of a function, which compiled ones don't have.
     """
     while isinstance(func, functools.partial):
         func = cast(Any, func).func
-    if not isinstance(func, (types.FunctionType, types.MethodType)):
-        func = type(func).__call__
-    code = getattr(func, "__code__", None)
-    return code.co_flags if isinstance(code, types.CodeType) else 0
+    for each in (func, type(func).__call__):
+        flags = getattr(getattr(each, "__code__", None), "co_flags", None)
+        if isinstance(flags, int):  # A mock may have another mock there.
+            return flags
+    return 0
 
 
 def _check_callable(func: Any) -> None:
@@ -679,7 +610,7 @@ def _check_callable(func: Any) -> None:
 
 
 def _check_result(result: Any) -> None:
-    """Refuse a coroutine that has yet to start, as it would start without the context."""
+    """Refuse a coroutine that has not started, as it would start without the context."""
     if not issubclass(type(result), types.CoroutineType):
         return
     if inspect.getcoroutinestate(result) == inspect.CORO_CREATED:
@@ -708,19 +639,29 @@ def _check_context() -> None:
             )
 
 
-# The modules of Flask that call views, and the generators of streamed responses.
-_DISPATCHING = "flask.app", "flask.helpers"
+# What calls views, streamed responses and tasks.
+_CALLERS = "flask.app", "flask.helpers", "flask.ctx", "asgiref.sync", __name__
 
 
 def _find_importing_module() -> str | None:
-    """Return the name of the module that the view imports, if its top level calls this."""
+    """Return the name of the module that a view or a task imports, if there is one.
+
+    The decorator in such a module would give all later users this request's session. If
+    no view is found, the module has opened the context itself, for a job at its start.
+    """
+    importing: str | None = None
     frame = inspect.currentframe()
+    while frame and frame.f_globals.get("__name__") == __name__:
+        frame = frame.f_back
     # No further than to the view: an app may be served while its module is imported.
-    while frame and frame.f_globals.get("__name__") not in _DISPATCHING:
-        if frame.f_code.co_name == "<module>":
-            spec = frame.f_globals.get("__spec__")
-            if getattr(spec, "_initializing", False):
-                return str(frame.f_globals["__name__"])
+    while frame:
+        name = frame.f_globals.get("__name__")
+        if name in _CALLERS:
+            return importing
+        spec = frame.f_globals.get("__spec__")
+        is_module = frame.f_code.co_name == "<module>"
+        if is_module and getattr(spec, "_initializing", False):
+            importing = str(name)
         frame = frame.f_back
     return None
 
@@ -729,10 +670,9 @@ def _update_wrapper(wrapper: Any, func: Any) -> None:
     """Make the wrapper look like the function, as functools.wraps() does."""
     try:
         functools.update_wrapper(wrapper, func)
-    except TypeError:
-        # An xmlrpc method answers any attribute, also __name__, with another method.
+    except TypeError:  # The __name__ of a mock of a function is another mock.
         functools.update_wrapper(wrapper, func.__call__)
     # Job queues such as RQ store a function by this name, and import it later. They must
     # not find the unwrapped function.
-    name = getattr(wrapper.__wrapped__, "__qualname__", "carried")
+    name = getattr(func, "__qualname__", "carried")
     wrapper.__qualname__ = f"carry_context.<locals>.{name}"
