@@ -1,71 +1,38 @@
 """What carry_context promises and costs, beside what people use in its place.
 
 Run it with:  .venv/bin/pip install -q ".[compare]" && .venv/bin/python examples/compare
-It writes README.md and two pictures into this folder, and says so (--json prints data).
+It writes both tables of README.md in this folder again, and says so.
 """
 
 import argparse
-import importlib.metadata
-import json
 import logging
-import sys
 import warnings
 from pathlib import Path
 
-import costs
-import page
-import promises
-import tqdm
+from costs import measure
+from page import fill_in
+from promises import PROMISES, is_kept
 from ways import WAYS
 
-import ctxcarry
-
-HERE = Path(__file__).parent
-
-
-def find(rounds: int) -> page.Found:
-    """Ask and measure all ways for which what they need is installed."""
-    needed = [way.needs for way in WAYS]
-    for promise in promises.PROMISES.values():
-        needed += promise.needs
-    versions = {"ctxcarry": ctxcarry.__version__}
-    missing: list[str] = []
-    for package in dict.fromkeys(needed):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            missing.append(package)
-    ways = [way for way in WAYS if way.needs in versions]
-    # First: what the promises leave behind, context variables say, costs time.
-    found_costs = costs.measure([*ways, costs.FreshCopy, costs.Bare], rounds)
-    kept = {
-        text: {way.name: promises.holds(promise.check, way) for way in ways}
-        for text, promise in tqdm.tqdm(promises.PROMISES.items(), "promises")
-        if versions.keys() >= {*promise.needs}
-    }
-    return {
-        "promises": kept,
-        "costs": found_costs,
-        "versions": versions,
-        "missing": missing,
-    }
+PAGE = Path(__file__).with_name("README.md")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--json", action="store_true", help="print data, write nothing")
     parser.add_argument("--rounds", type=int, default=60, help="of measuring costs")
-    parser.add_argument("--folder", type=Path, default=HERE, help="to write into")
+    parser.add_argument("--page", type=Path, default=PAGE, help="to write")
     options = parser.parse_args()
-    found = find(options.rounds)
-    if options.json:
-        json.dump(found, sys.stdout)
-    else:
-        for path in page.write(found, options.folder):
-            print(f"Wrote {path}")
+    kept = {
+        text: {way.name: is_kept(promise, way) for way in WAYS}
+        for text, promise in PROMISES.items()
+    }
+    values = measure(options.rounds)
+    page = fill_in(PAGE.read_text("utf-8"), kept, values, options.rounds)
+    options.page.write_text(page, encoding="utf-8")
+    print(f"Wrote {options.page}")
 
 
 if __name__ == "__main__":
-    logging.disable()  # Of the tasks that break, by design.
-    warnings.simplefilter("ignore")  # For the same reason.
+    logging.disable()  # Tasks that fail are part of the comparison.
+    warnings.simplefilter("ignore")  # So is a coroutine that is never awaited.
     main()

@@ -1,173 +1,207 @@
-"""The costs: each is measured for one way, and gives values by name."""
+"""The rows of the second table. Each measures one way, by the clock of the CPU."""
 
 import contextvars
-import itertools
 import json
 import math
 import random
-import sys
-import time
 import tracemalloc
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from time import process_time
+from typing import Any, NamedTuple
 
-import tqdm
-from flask import Flask, copy_current_request_context, g, session, url_for
+from flask import Flask, Request, g, session, url_for
+from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
 from promises import empty, new_app
-from ways import Task, Way
+from ways import WAYS, Task, Way
 from werkzeug.test import EnvironBuilder
+from werkzeug.utils import cached_property
 
-Costs = dict[str, float]
-EIGHT = [contextvars.ContextVar[int](f"number_{number}") for number in range(8)]
-FAILED = math.inf  # Sorts as the worst, so that the median of the rounds is right.
-
-
-class FreshCopy(Way):
-    name = "fresh copy per call"
-
-    def wrap(self, func: Task) -> Task:
-        context = contextvars.copy_context()  # The request to copy, in any thread.
-
-        def copy_and_call(*args: Any) -> Any:
-            return copy_current_request_context(func)(*args)
-
-        return lambda *args: context.copy().run(copy_and_call, *args)
+Measure = Callable[[Flask, Way], float]
+FAILS = math.inf
 
 
-class Bare(Way):
-    name = "nothing"
-
-    def wrap(self, func: Task) -> Task:
-        return func
+class Cost(NamedTuple):
+    unit: str
+    measure: Measure
 
 
-def wrap_and_call(way: Way) -> Costs:
-    """A few tasks at a time, as a view has them."""
+COSTS: dict[str, Cost] = {}
+
+
+def cost(text: str, unit: str = "µs") -> Callable[[Measure], Measure]:
+    def register(measure: Measure) -> Measure:
+        COSTS[text] = Cost(unit, measure)
+        return measure
+
+    return register
+
+
+def in_view(app: Flask, measure: Callable[[], float]) -> float:
+    """Measure something in the view of a small app."""
+
+    @app.route("/costs/<int:number>")
+    def costs(number: int) -> str:
+        g.user = session["user"] = "ada"
+        g.count = number
+        return json.dumps(measure())
+
+    return float(app.test_client().get("/costs/7?page=2").data)
+
+
+class Spent(NamedTuple):
+    """Microseconds of the CPU for one task."""
+
+    wrap: float
+    call: float
+
+
+def spend(way: Way, func: Task = empty, batches: int = 40) -> Spent:
+    """Wrap five functions at a time, as a view does, and call them in a pool."""
     wrap = call = 0.0
-    batch, batches = 5, 40
     for _ in range(batches):
-        wrapped: list[Task] = []
-        start = time.perf_counter()
-        for _ in range(batch):
-            wrapped.append(way.wrap(empty))
-        wrap += time.perf_counter() - start
+        start = process_time()
+        wrapped = [way.wrap(func) for _ in range(5)]
+        wrap += process_time() - start
         call += way.pool.submit(call_all, wrapped).result()
-    wrap, call = (cost / batch / batches * 1e6 for cost in (wrap, call))
-    return {"wrap, µs": wrap, "call, µs": call, "wrap and call, µs": wrap + call}
+    return Spent(wrap / batches / 5 * 1e6, call / batches / 5 * 1e6)
 
 
 def call_all(wrapped: list[Task]) -> float:
-    start = time.perf_counter()
+    start = process_time()
     while wrapped:
         wrapped.pop()()
-    return time.perf_counter() - start
+    return process_time() - start
 
 
-def with_eight_variables(way: Way) -> Costs:
-    tokens = [variable.set(1) for variable in EIGHT]
-    cost = wrap_and_call(way)["wrap and call, µs"]
-    for variable, token in zip(EIGHT, tokens):
-        variable.reset(token)
-    return {"wrap and call, eight more context variables, µs": cost}
+@cost("Wrap")
+def wrap(app: Flask, way: Way) -> float:
+    return in_view(app, lambda: spend(way).wrap)
 
 
-def build_urls() -> None:
-    for number in range(50):
-        url_for("costs", number=number)
+@cost("Wrap and call")
+def wrap_and_call(app: Flask, way: Way) -> float:
+    return in_view(app, lambda: sum(spend(way)))
 
 
-def fifty_urls(way: Way) -> Costs:
-    in_view = call_all([build_urls] * 4)
-    try:
-        in_task = way.pool.submit(call_all, [way.wrap(build_urls) for _ in range(4)])
-        ratio = in_task.result() / in_view
-    except Exception:  # Without a request there are no URLs.
-        ratio = FAILED
-    return {"50 URLs in a task, to the same in the view": ratio}
+EIGHT = [contextvars.ContextVar[Any](f"variable_{number}") for number in range(8)]
+
+
+@cost("Wrap and call, with eight more context variables")
+def with_eight_variables(app: Flask, way: Way) -> float:
+    for variable in EIGHT:
+        variable.set("value")
+    return in_view(app, lambda: sum(spend(way)))
+
+
+class OwnRequest(Request):
+    @cached_property
+    def tenant(self) -> str:
+        return self.headers.get("Tenant", "acme")
+
+
+class OwnSession(SecureCookieSession):
+    def __init__(self, initial: Any = None) -> None:
+        super().__init__(initial)
+        self.sid = "5f2b"
+
+
+class OwnSessions(SecureCookieSessionInterface):
+    session_class = OwnSession
+
+
+class User:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+class Span:
+    """What a library for tracing or logging keeps in a context variable."""
+
+
+@cost("Wrap and call, in an app as people have it")
+def in_an_app_as_people_have_it(app: Flask, way: Way) -> float:
+    """Classes of its own, an object and a dict in g, and eight context variables."""
+    app.request_class = OwnRequest
+    app.session_interface = OwnSessions()
+
+    def measure() -> float:
+        g.user = User("ada")
+        g.settings = {"language": "en", "currency": "EUR", "beta": True}
+        return sum(spend(way))
+
+    for variable in EIGHT:
+        variable.set(Span())
+    return in_view(app, measure)
 
 
 def start_response(*_: object) -> Task:
     return empty
 
 
-def whole_request(app: Flask) -> Costs:
-    environs = [EnvironBuilder("/one").get_environ() for _ in range(40)]
-    start = time.perf_counter()
-    for environ in environs:
-        list(app.wsgi_app(environ, start_response))
-    duration = time.perf_counter() - start
-    return {"a request that waits for one task, µs": duration / len(environs) * 1e6}
-
-
-def pending_task(way: Way) -> Costs:
-    tracemalloc.start()
-    before, _ = tracemalloc.get_traced_memory()
-    pending = [way.wrap(empty) for _ in range(100)]
-    after, _ = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    return {"kept by a pending task, bytes": (after - before) / len(pending)}
-
-
-def map_at_once(way: Way) -> Costs:
-    costs: Costs = {}
-    for threads in 1, 4:
-        with ThreadPoolExecutor(threads) as pool:
-            wrapped = way.wrap(empty)
-            start = time.perf_counter()
-            try:
-                list(pool.map(wrapped, range(200)))
-                cost = (time.perf_counter() - start) / 200 * 1e6
-            except Exception:  # Most cannot run one wrapper twice at a time.
-                cost = FAILED
-        costs[f"a task by map, pool of {threads}, µs"] = cost
-    return costs
-
-
-def costs_app(way_class: type[Way]) -> Flask:
-    """An app with views that measure the way."""
-    app = new_app()
-    app.config["PROPAGATE_EXCEPTIONS"] = True  # And nothing of testing mode.
-    way = way_class(app)
-
+@cost("A whole request that waits for one task")
+def whole_request(app: Flask, way: Way) -> float:
     @app.route("/one")
     def one() -> str:
         g.user = session["user"] = "ada"
         way.pool.submit(way.wrap(empty)).result()
         return ""
 
-    @app.route("/costs/<int:number>")
-    def costs(number: int) -> str:
-        g.user = session["user"] = "ada"
-        g.count = number
-        measured: Costs = {}
-        for measure in (
-            wrap_and_call,
-            with_eight_variables,
-            fifty_urls,
-            pending_task,
-            map_at_once,
-        ):
-            measured |= measure(way)
-        return json.dumps(measured)
-
-    return app
+    app.test_client().get("/one")  # The first request sets the app up.
+    environs = [EnvironBuilder("/one").get_environ() for _ in range(40)]
+    start = process_time()
+    for environ in environs:
+        list(app.wsgi_app(environ, start_response))
+    return (process_time() - start) / len(environs) * 1e6
 
 
-def costs_in_a_view(app: Flask) -> Costs:
-    costs: Costs = json.loads(app.test_client().get("/costs/7?page=2").data)
-    return costs
+@cost("A task that builds 50 URLs")
+def fifty_urls(app: Flask, way: Way) -> float:
+    def build_urls() -> None:
+        for number in range(50):
+            url_for("costs", number=number)
+
+    return in_view(app, lambda: sum(spend(way, build_urls, batches=4)))
 
 
-def measure(ways: list[type[Way]], rounds: int) -> dict[str, dict[str, list[float]]]:
-    """Measure the ways in turn, in any order, so that all see the same noise."""
-    apps = [(way.name, costs_app(way)) for way in ways]
-    values: dict[str, dict[str, list[float]]] = {}
-    measures: list[Callable[[Flask], Costs]] = [whole_request, costs_in_a_view]
-    turns = [*itertools.product(measures, range(rounds))]
-    for costs_of, _ in tqdm.tqdm(turns, "costs", file=sys.stderr):
-        for name, app in random.sample(apps, len(apps)):
-            for cost, value in costs_of(app).items():
-                row = values.setdefault(cost, {name: [] for name, _ in apps})
-                row[name].append(value)
+@cost("Memory of a task that waits", "bytes")
+def pending_task(app: Flask, way: Way) -> float:
+    def measure() -> float:
+        tracemalloc.start()
+        pending = [way.wrap(empty) for _ in range(100)]
+        size, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return size / len(pending)
+
+    return in_view(app, measure)
+
+
+@cost("Wrap and call, with 10,000 strings in a dict in `g`, compared with 10", "×")
+def with_many_strings(app: Flask, way: Way) -> float:
+    def with_strings(count: int) -> float:
+        g.strings = {str(number): str(number) for number in range(count)}
+        return sum(spend(way))
+
+    return in_view(app, lambda: with_strings(10_000) / with_strings(10))
+
+
+def measure_once(cost: Cost, way_class: type[Way]) -> float:
+    app = new_app()
+    app.config["PROPAGATE_EXCEPTIONS"] = True
+    way = way_class(app)
+    try:
+        # In a context of its own, as more context variables take more time.
+        return contextvars.Context().run(cost.measure, app, way)
+    except Exception:  # Without a request there are no URLs.
+        return FAILS
+    finally:
+        way.pool.shutdown()
+
+
+def measure(rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Measure all ways in each round, in any order, so that all see the same noise."""
+    values = {text: {way.name: list[float]() for way in WAYS} for text in COSTS}
+    for _ in range(rounds):
+        for text, cost in COSTS.items():
+            for way in random.sample(WAYS, len(WAYS)):
+                values[text][way.name].append(measure_once(cost, way))
     return values

@@ -12,20 +12,25 @@ from flask import Flask, copy_current_request_context, g
 
 import ctxcarry
 
+# These two have no types.
+flask_executor: Any = importlib.import_module("flask_executor.executor")
+flask_threads: Any = importlib.import_module("flaskthreads")
+
 Task = Callable[..., Any]
 TIMEOUT = 5
 
 
 class Way:
-    name = "copy_context().run"
-    needs = "flask"
+    """One way to run a function in a pool or in a thread with what the view has."""
+
+    name = ""
 
     def __init__(self, app: Flask) -> None:
         self.app = app
         self.pool = ThreadPoolExecutor(4)  # Its own, as some leave contexts behind.
 
     def wrap(self, func: Task) -> Task:
-        return functools.partial(contextvars.copy_context().run, func)
+        raise NotImplementedError
 
     def thread(self, func: Task) -> threading.Thread:
         return threading.Thread(target=self.wrap(func))
@@ -40,13 +45,6 @@ class Way:
         return list(self.pool.map(self.wrap(func), items, timeout=TIMEOUT))
 
 
-class Ctxcarry(Way):
-    name = "ctxcarry"
-
-    def wrap(self, func: Task) -> Task:
-        return ctxcarry.carry_context(func)
-
-
 class BuiltIn(Way):
     name = "Flask's built-in"
 
@@ -54,8 +52,59 @@ class BuiltIn(Way):
         return copy_current_request_context(func)
 
 
+class Ctxcarry(Way):
+    name = "`carry_context`"
+
+    def wrap(self, func: Task) -> Task:
+        return ctxcarry.carry_context(func)
+
+
+class FlaskExecutor(Way):
+    name = "Flask-Executor"
+
+    def __init__(self, app: Flask) -> None:
+        super().__init__(app)
+        app.config["EXECUTOR_MAX_WORKERS"] = 4
+        self.executor = flask_executor.Executor(app)
+
+    def wrap(self, func: Task) -> Task:
+        """Wrap as its executor does, to measure the costs of that alone."""
+        copied = copy_current_request_context(func)
+        wrapped: Task = flask_executor.push_app_context(copied)
+        return wrapped
+
+    def thread(self, func: Task) -> threading.Thread:
+        raise RuntimeError("It wraps only for its own executor.")
+
+    def submit(self, func: Task, *args: Any) -> Any:
+        return self.executor.submit(func, *args)
+
+    def map(self, func: Task, items: Iterable[Any]) -> list[Any]:
+        return list(self.executor.map(func, items, timeout=TIMEOUT))
+
+
+class FlaskThreads(Way):
+    name = "Flask-Threads"
+
+    def wrap(self, func: Task) -> Task:
+        """Return what its thread runs, to measure the costs of that alone."""
+        run: Task = self.thread(func).run
+        return run
+
+    def thread(self, func: Task) -> threading.Thread:
+        thread: threading.Thread = flask_threads.AppContextThread(target=func)
+        return thread
+
+    def submit(self, func: Task, *args: Any) -> Any:
+        return flask_threads.ThreadPoolWithAppContextExecutor(4).submit(func, *args)
+
+    def map(self, func: Task, items: Iterable[Any]) -> list[Any]:
+        pool = flask_threads.ThreadPoolWithAppContextExecutor(4)
+        return list(pool.map(func, items, timeout=TIMEOUT))
+
+
 class Closure(Way):
-    name = "usual closure"
+    name = "closure"
 
     def wrap(self, func: Task) -> Task:
         values = dict(vars(g))
@@ -69,52 +118,4 @@ class Closure(Way):
         return functools.partial(contextvars.copy_context().run, run)
 
 
-class FlaskExecutor(Way):
-    name = "Flask-Executor"
-    needs = "flask-executor"
-
-    def __init__(self, app: Flask) -> None:
-        super().__init__(app)
-        self.module = importlib.import_module("flask_executor.executor")
-        app.config["EXECUTOR_MAX_WORKERS"] = 4
-        self.executor = self.module.Executor(app)
-
-    def wrap(self, func: Task) -> Task:  # As its executor does, for the costs.
-        wrapped: Task = self.module.push_app_context(copy_current_request_context(func))
-        return wrapped
-
-    def thread(self, func: Task) -> threading.Thread:
-        raise RuntimeError("It wraps for its own executor only.")
-
-    def submit(self, func: Task, *args: Any) -> Any:
-        return self.executor.submit(func, *args)
-
-    def map(self, func: Task, items: Iterable[Any]) -> list[Any]:
-        return list(self.executor.map(func, items, timeout=TIMEOUT))
-
-
-class FlaskThreads(Way):
-    name = "Flask-Threads"
-    needs = "flask-threads"
-
-    def __init__(self, app: Flask) -> None:
-        super().__init__(app)
-        self.module = importlib.import_module("flaskthreads")
-
-    def wrap(self, func: Task) -> Task:
-        run: Task = self.thread(func).run
-        return run
-
-    def thread(self, func: Task) -> threading.Thread:
-        thread: threading.Thread = self.module.AppContextThread(target=func)
-        return thread
-
-    def submit(self, func: Task, *args: Any) -> Any:
-        return self.module.ThreadPoolWithAppContextExecutor(4).submit(func, *args)
-
-    def map(self, func: Task, items: Iterable[Any]) -> list[Any]:
-        pool = self.module.ThreadPoolWithAppContextExecutor(4)
-        return list(pool.map(func, items, timeout=TIMEOUT))
-
-
-WAYS = [Ctxcarry, BuiltIn, FlaskExecutor, FlaskThreads, Closure, Way]
+WAYS: list[type[Way]] = [BuiltIn, Ctxcarry, FlaskExecutor, FlaskThreads, Closure]
