@@ -110,17 +110,30 @@ def look() -> list[str]:
 ALL = ["/view", "ada", "ada", "acme"]
 
 
-@promise(HAS, "All of these, after the response has been sent")
-def has_all_after_the_response(app: Flask, way: Way) -> bool:
+def run_after_the_response(
+    app: Flask, way: Way, read: Get, prepare: Callable[[], object] = empty
+) -> Any:
+    """Return what a task reads when the client has the response."""
     answered = threading.Event()
 
-    def work() -> list[str]:
+    def work() -> Any:
         answered.wait(TIMEOUT)
-        return look()
+        return read()
 
-    future = ask(app, lambda: way.submit(work))
-    answered.set()
-    return bool(future.result(TIMEOUT) == ALL)
+    def view() -> Any:
+        prepare()
+        return way.submit(work)
+
+    try:
+        future = ask(app, view)
+    finally:
+        answered.set()
+    return future.result(TIMEOUT)
+
+
+@promise(HAS, "All of these, after the response has been sent")
+def has_all_after_the_response(app: Flask, way: Way) -> bool:
+    return bool(run_after_the_response(app, way, look) == ALL)
 
 
 @promise(HAS, "`url_for()` builds the same URLs as in the view")
@@ -320,7 +333,6 @@ def keeps_the_transaction(app: Flask, way: Way) -> bool:
 
 @promise(STAYS, "Flask-Login's `current_user` can be read after the response")
 def loads_the_user(app: Flask, way: Way) -> bool:
-    answered = threading.Event()
     with database(app) as db:
         manager = flask_login.LoginManager(app)
 
@@ -329,18 +341,14 @@ def loads_the_user(app: Flask, way: Way) -> bool:
 
         manager.user_loader(load)
 
-        def work() -> str:
-            answered.wait(TIMEOUT)
+        def log_in() -> None:
+            flask_login.login_user(load("ada"))
+            db.session.commit()
+
+        def read() -> str:
             return str(flask_login.current_user.name)
 
-        def view() -> Any:
-            flask_login.login_user(db.session.get(User, "ada"))
-            db.session.commit()
-            return way.submit(work)
-
-        future = ask(app, view)
-        answered.set()
-        return bool(future.result(TIMEOUT) == "ada")
+        return bool(run_after_the_response(app, way, read, log_in) == "ada")
 
 
 @promise(ONLY_OTHERS, "Write to the view's session")
