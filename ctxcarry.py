@@ -111,11 +111,9 @@ def carry_context(func: Callable[P, R], /) -> Callable[P, R]:
 # imported, so vars() looks them up. This can go when Flask 3.1 is no longer supported.
 _app_ctx: Any = flask.globals.app_ctx
 _request_ctx: Any = vars(flask.globals).get("request_ctx", _app_ctx)
-_HAS_ONE_CONTEXT = _request_ctx is _app_ctx
-_CONTEXT_CLASSES: tuple[Any, ...] = (
-    flask.ctx.AppContext,
-    vars(flask.ctx).get("RequestContext", flask.ctx.AppContext),
-)
+_AppContext: Any = flask.ctx.AppContext
+_RequestContext: Any = vars(flask.ctx).get("RequestContext", _AppContext)
+_HAS_ONE_CONTEXT = _RequestContext is _AppContext
 
 
 class _Snapshot:
@@ -159,11 +157,11 @@ class _Snapshot:
         self.variables = contextvars.Context()
         self.decimal_contexts: list[tuple[Any, decimal.Context]] = []
         for variable, value in contextvars.copy_context().items():
+            if issubclass(type(value), (_AppContext, _RequestContext)):
+                continue
             if issubclass(type(value), decimal.Context):
                 self.decimal_contexts.append((variable, value.copy()))
-                continue
-            is_flasks = issubclass(type(value), _CONTEXT_CLASSES)
-            if not is_flasks and not _stays_with_view(value):
+            elif not _stays_with_view(value):
                 self.variables.run(variable.set, value)
 
     def _take_request(self, context: Any) -> None:
@@ -205,8 +203,8 @@ class _Snapshot:
 class _AppWithAdapter:
     """Stands in for the app while a request context is made.
 
-    The context asks the app to bind a URL adapter. This hands out the one of the view's
-    context instead, which saves about a quarter of a call. The app answers all else.
+    It hands out the URL adapter of the view's context, as binding another one would take
+    about a quarter of a call. The app answers all else.
     """
 
     def __init__(self, app: Any, url_adapter: Any) -> None:
@@ -274,7 +272,7 @@ class _CallContexts:
             app.logger.exception("A task failed, and then its teardown.")
 
     def _pop(self, error: BaseException | None) -> None:
-        """Pop the contexts, the last one first, and each of them whatever happens."""
+        """Pop what is pushed, the last one first, and each whatever happens."""
         try:
             self.pushed.pop().pop(error)
         finally:
@@ -285,8 +283,8 @@ class _CallContexts:
         """Log what the task missed in g, and that it changed its session."""
         logger = self.snapshot.app.logger
         task = getattr(self.func, "__qualname__", type(self.func).__qualname__)
-        missed_names = self.names.left_names & self.names.asked_names
-        for name in missed_names - self.names.set_names:
+        asked_names = self.names.asked_names - self.names.set_names
+        for name in self.snapshot.left_names & asked_names:
             logger.warning("%s asked for g.%s. %s", task, name, _stays_message(name))
         if self.snapshot.request is None:
             return
@@ -311,12 +309,11 @@ class _TaskNames(dict[str, Any]):
 
     def __init__(self, g: Any, snapshot: _Snapshot) -> None:
         self.defaults: dict[str, Any] = g.__dict__  # Of an app's own class of g.
-        self.carried = snapshot.carried
-        self.left_names = snapshot.left_names
+        self.snapshot = snapshot
         self.set_names: set[str] = set()
-        self.asked_names: set[str] = set()
+        self.asked_names: set[object] = set()
         super().__init__(self.defaults)
-        self.update(self.carried)
+        self.update(snapshot.carried)
         # A plain assignment would set g.__dict__["__dict__"].
         object.__setattr__(g, "__dict__", self)
 
@@ -326,9 +323,9 @@ class _TaskNames(dict[str, Any]):
 
     def __missing__(self, name: str) -> Any:
         self.asked_names.add(name)
-        if name in self.left_names:
+        if name in self.snapshot.left_names:
             raise AttributeError(_stays_message(name))
-        if name in self.carried:
+        if name in self.snapshot.carried:
             raise AttributeError(
                 f"g.{name} was carried from the view by carry_context(), and is gone. The"
                 f" task has removed it, or has ended. Use g.get({name!r}) there."
@@ -336,15 +333,14 @@ class _TaskNames(dict[str, Any]):
         raise KeyError(name)
 
     def __contains__(self, name: object) -> bool:
-        is_there = super().__contains__(name)
-        if not is_there:
-            self.asked_names.add(cast(str, name))
-        return is_there
+        self.asked_names.add(name)
+        return super().__contains__(name)
 
     # The methods of dict call none of the above.
 
     def get(self, name: str, default: Any = None) -> Any:
-        return super().get(name, default) if name in self else default
+        self.asked_names.add(name)
+        return super().get(name, default)
 
     def setdefault(self, name: str, default: Any = None) -> Any:
         if name not in self:
@@ -357,7 +353,7 @@ class _TaskNames(dict[str, Any]):
 
     def remove_carried(self) -> None:
         """Remove what the task got from the view, and has not replaced."""
-        for name, value in self.carried.items():
+        for name, value in self.snapshot.carried.items():
             # The default is an object that is no value.
             if name in self.set_names or super().get(name, self) is not value:
                 continue
@@ -400,8 +396,6 @@ class _StepsInContext(Generator[Any, Any, Any]):
     def close(self) -> None:
         self._call.variables.run(self._steps.close)
 
-
-# What is copied, and how.
 
 _dict: Any = dict  # Its methods, whatever an app's subclass does in its own.
 
@@ -466,9 +460,6 @@ def _do_nothing() -> None:
     """Replace a method that must not run for a task."""
 
 
-# The request body.
-
-
 class _UnreadBody(io.RawIOBase):
     """The body of a task's request if the view has not read it. Reading it raises."""
 
@@ -478,8 +469,8 @@ class _UnreadBody(io.RawIOBase):
     def readinto(self, buffer: object, /) -> int:
         raise RuntimeError(
             "carry_context() carries the request body only if the view has read and kept"
-            " it. Read all of it in the view first, before carry_context(), with"
-            " get_json(), get_data() or form. Call read() or save() of an uploaded file."
+            " it. Before carry_context(), call get_json(), get_data() or form in the view,"
+            " and read() or save() of an uploaded file."
         )
 
 
@@ -510,10 +501,10 @@ def _has_unread_body(request: Any) -> bool:
 
 # What stays with the view.
 #
-# Two threads must not share a transaction, a socket or a cursor, and nothing says for
-# certain what has one. So the rule is a guess. Of eleven that were tried on the classes of
-# two hundred packages, this one errs least. __exit__ and release are not among the names,
-# as paths and locks have them, and shutdown is not, as executors have it.
+# Two threads must not share a transaction, a socket or a cursor. Nothing says for certain
+# what has one, so the rule is a guess. Of eleven rules that were tried on the classes of
+# two hundred packages, this one errs least. __exit__, release and shutdown are not among
+# its names, as paths, locks and executors have them.
 
 _CLOSING = (
     "close",
@@ -523,8 +514,7 @@ _CLOSING = (
     "commit_transaction",  # The sessions of pymongo.
     "abandon",  # The connections of ldap3, which call it unbind. Loggers have that, too.
 )
-# These are data. The three last ones have a close(), but hold memory, or an upload, which
-# the view closes. The others are here for speed.
+# These are data, though the last three have a close(). The others are here for speed.
 _DATA: set[Any] = {
     *(bool, bytes, float, int, str, type(None)),
     *(io.BytesIO, io.StringIO, FileStorage),
@@ -542,7 +532,7 @@ _MADE_AGAIN = (
 def _stays_with_view(value: Any) -> bool:
     """Say whether a value can be closed or committed, or holds one that can."""
     values = [value]
-    # The list grows while it is read, so that containers in containers come last.
+    # The list grows while it is read, so what is in containers comes last.
     for each in itertools.islice(values, 1 + _MOST_VALUES):
         if type(each) in _DATA:
             continue
@@ -575,14 +565,11 @@ def _can_be_closed(value: object) -> bool:
     return False
 
 
-# What is refused, and how the result looks.
-
-
 def _code_flags(func: Any) -> int:
     """Return the flags, as in ``inspect``, of the code that a call of func runs.
 
-    The functions of ``inspect`` don't look at the ``__call__`` of an object, and ask for
-    the type of a function, which compiled ones don't have.
+    Unlike the functions of ``inspect``, this knows objects that have an async
+    ``__call__``, compiled functions and mocks.
     """
     while isinstance(func, functools.partial):
         func = cast(Any, func).func
@@ -597,23 +584,20 @@ def _check_callable(func: Any) -> None:
     """Refuse what cannot be called, and what would run after the call."""
     if not callable(func):
         raise TypeError(
-            f"carry_context() takes a function, not {type(func).__qualname__!r}. Pass"
-            " the function itself, carry_context(task), not its result, and not a"
-            " Thread or a Future."
+            f"carry_context() takes a function, not {type(func).__qualname__!r}. Pass the"
+            " function itself, carry_context(task), not its result, a Thread or a Future."
         )
     if _code_flags(func) & (inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR):
         raise TypeError(
-            f"carry_context() cannot carry the generator function {func!r}: its body"
-            " would run later, without the context. Wrap the function that iterates"
-            " over it."
+            f"carry_context() cannot carry the generator function {func!r}. Its body would"
+            " run later, without the context. Wrap the function that iterates over it."
         )
 
 
 def _check_result(result: Any) -> None:
-    """Refuse a coroutine that has not started, as it would start without the context."""
-    if not issubclass(type(result), types.CoroutineType):
-        return
-    if inspect.getcoroutinestate(result) == inspect.CORO_CREATED:
+    """Refuse a coroutine that has not started, as it would run without the context."""
+    is_coroutine = issubclass(type(result), types.CoroutineType)
+    if is_coroutine and inspect.getcoroutinestate(result) == inspect.CORO_CREATED:
         result.close()
         raise TypeError(
             "The function in carry_context() returned a coroutine, which would run later,"
@@ -661,7 +645,7 @@ def _find_importing_module() -> str | None:
         spec = frame.f_globals.get("__spec__")
         is_module = frame.f_code.co_name == "<module>"
         if is_module and getattr(spec, "_initializing", False):
-            importing = str(name)
+            importing = importing or str(name)
         frame = frame.f_back
     return None
 
