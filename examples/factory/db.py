@@ -27,8 +27,9 @@ def get_db() -> sqlite3.Connection:
 
 
 def close_db(error: BaseException | None) -> None:
-    if "db" in g:
-        g.pop("db").close()
+    db = g.pop("db", None)
+    if db is not None:
+        db.close()
 
 
 def init_app(app: Flask) -> None:

@@ -7,6 +7,7 @@ from flask import Blueprint, abort, g, request, url_for
 from . import tasks
 from .db import get_db
 
+LARGEST_ID = 2**63 - 1  # SQLite has none above it.
 blueprint = Blueprint("orders", __name__, url_prefix="/orders")
 
 
@@ -29,7 +30,7 @@ def order() -> Any:
     return {"order": id, "see": url_for("orders.show", id=id, _external=True)}, 202
 
 
-@blueprint.get("/<int:id>")
+@blueprint.get(f"/<int(max={LARGEST_ID}):id>")
 def show(id: int) -> dict[str, Any]:
     query = "select * from orders where id = ? and shop = ?"
     row = get_db().execute(query, [id, g.shop]).fetchone()

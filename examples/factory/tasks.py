@@ -1,8 +1,8 @@
 """What the shop does in the background: functions of a module, as views are."""
 
-import functools
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import wraps
 from typing import ParamSpec, TypeVar
 
 from flask import current_app, g, url_for
@@ -17,26 +17,28 @@ executor = ThreadPoolExecutor()
 
 
 def background(task: Callable[P, R]) -> Callable[P, Future[R]]:
-    """Make a function run in the pool, in the context of whoever calls it.
+    """Make a function run in the pool, in the context of the view that calls it."""
 
-    The context is that of the call, so `carry_context` is in the body. As a decorator
-    in its place it would run while this module is imported, where no request is.
-    """
+    @wraps(task)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return task(*args, **kwargs)
+        except Exception:
+            current_app.logger.exception("%s failed", task.__name__)
+            raise
 
-    @functools.wraps(task)
+    @wraps(task)
     def start(*args: P.args, **kwargs: P.kwargs) -> Future[R]:
-        return executor.submit(carry_context(task), *args, **kwargs)
+        return executor.submit(carry_context(run), *args, **kwargs)
 
     return start
 
 
 @background
-def confirm(order_id: int) -> str:
+def confirm(order_id: int) -> None:
     """Confirm an order that its view has committed, and tell the shop."""
     db = get_db()  # The task's own connection: the view's stays with the view.
     db.execute("update orders set state = 'confirmed' where id = ?", [order_id])
     db.commit()
-    address = url_for("orders.show", id=order_id, _external=True)
-    message = f"{g.shop}, your order is confirmed: {address}"
-    current_app.logger.warning(message)
-    return message
+    see = url_for("orders.show", id=order_id, _external=True)
+    current_app.logger.warning("Order %d of %r is confirmed: %s", order_id, g.shop, see)

@@ -1,6 +1,7 @@
 """The fixtures that the tests of the examples share."""
 
 import os
+import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,6 +34,30 @@ def late(pool: ThreadPoolExecutor) -> Iterator[Late]:
     late = Late(pool)
     yield late
     late.answered.set()
+
+
+class Connection(sqlite3.Connection):
+    """A connection that says whether it is closed, in whatever thread that is asked."""
+
+    closed = False
+
+    def close(self) -> None:
+        self.closed = True
+        super().close()
+
+
+@pytest.fixture
+def connections(monkeypatch: pytest.MonkeyPatch) -> list[Connection]:
+    """The connections to SQLite that are opened in the test, in their order."""
+    opened: list[Connection] = []
+    connect = sqlite3.connect
+
+    def connect_and_note(database: str) -> Connection:
+        opened.append(connect(database, factory=Connection))
+        return opened[-1]
+
+    monkeypatch.setattr(sqlite3, "connect", connect_and_note)
+    return opened
 
 
 @pytest.fixture

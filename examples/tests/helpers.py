@@ -3,9 +3,11 @@
 import os
 import shutil
 import socket
+import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,35 @@ def free_port() -> int:
     return port
 
 
+@contextmanager
+def running(
+    command: list[str], until: str, folder: Path = ROOT
+) -> Generator[subprocess.Popen[str]]:
+    """Run a program for a minute at most. It is ready once it has said some words."""
+    with subprocess.Popen(
+        command,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        end = threading.Timer(3 * TIMEOUT, process.kill)
+        end.start()
+        try:
+            assert process.stdout is not None
+            said: list[str] = []
+            while not said or until not in said[-1]:
+                said.append(process.stdout.readline())
+                assert said[-1], f"It has ended, and said: {''.join(said)}"
+            threading.Thread(target=process.stdout.read, daemon=True).start()
+            yield process
+            process.terminate()
+            process.wait(TIMEOUT)
+        finally:
+            end.cancel()
+            process.kill()
+
+
 class Late:
     """Runs tasks in a pool, once the client has its response."""
 
@@ -39,12 +70,13 @@ class Late:
         self.pool, self.answered = pool, threading.Event()
         self.futures: list[Future[Any]] = []
 
-    def submit(self, task: Callable[..., Any], *args: Any) -> None:
+    def submit(self, task: Callable[..., Any], *args: Any) -> Future[Any]:
         def wait() -> Any:
             assert self.answered.wait(TIMEOUT)
             return task(*args)
 
         self.futures.append(self.pool.submit(wait))
+        return self.futures[-1]
 
     def result(self) -> Any:
         self.answered.set()
