@@ -24,6 +24,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from celery import Celery, Task, shared_task  # type: ignore[import-untyped]
 from celery.result import AsyncResult  # type: ignore[import-untyped]
@@ -117,9 +118,9 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
         task = work.delay(["tea", "milk"], g.tenant, request_id.get())
         return {"see": url_for("result", id=task.id, _external=True)}, 202
 
-    @app.route("/result/<id>")
-    def result(id: str) -> dict[str, Any]:
-        task: Any = AsyncResult(id)
+    @app.route("/result/<uuid:id>")
+    def result(id: UUID) -> dict[str, Any]:
+        task: Any = AsyncResult(str(id))
         if task.successful():
             return {"prices": task.result}
         return {"state": task.state}

@@ -1,38 +1,37 @@
-"""The same task in a thread, in a Celery worker, and in another one if that is killed."""
+"""The same task in this process and in a worker, and in another one if that is killed."""
 
-import contextlib
 import importlib
-import os
-import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import celery_app
 import pytest
-from helpers import EXAMPLES, free_port, program
+from helpers import EXAMPLES, TIMEOUT, free_port, program, running
 
-TIMEOUT = 60
 ZOO = {"Tenant": "zoo", "Request-Id": "r1"}
 PRICES = [f"{item} for zoo, asked by r1" for item in ("tea", "milk")]
 
-# Workers whose task stops in its middle, until the test says that one was killed.
+# Workers of which the first stops in the middle of its task, until it is killed.
 HELD = """
-import os
+import threading
+from pathlib import Path
+
 import celery_app as example
-from redis import Redis
 
+held = Path(__file__).with_name("held")
 price = example.price
-broker = Redis.from_url(os.environ["CELERY_BROKER_URL"])
 
-def held(item):
-    broker.xread({"killed": 0}, block=60_000)
+def hold_once(item):
+    if not held.exists():
+        held.touch()
+        print("held", flush=True)
+        threading.Event().wait()
     return price(item)
 
-example.price = held
+example.price = hold_once
 seconds = {"visibility_timeout": 3, "unacked_restore_interval": 1}
 options = {"unacked_restore_throttle": 1, **seconds}
 flask_app = example.create_app({"broker_transport_options": options})
@@ -49,69 +48,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def redis_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def redis_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A Redis server of this test, and of no other."""
     port = str(free_port())
     command = [program("redis-server"), "--bind", "127.0.0.1", "--port", port]
     command += ["--save", "", "--dir", str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        try:
-            assert server.stdout is not None
-            assert any("Ready to accept" in line for line in server.stdout)
-            url = f"redis://127.0.0.1:{port}"
-            monkeypatch.setenv("CELERY_BROKER_URL", url)
-            yield url
-        finally:
-            server.kill()
-
-
-class Worker:
-    """A Celery worker in a process of its own."""
-
-    def __init__(self, process: subprocess.Popen[str], name: str) -> None:
-        self.process, self.lines = process, list[str]()
-        assert process.stdout is not None
-        for line in process.stdout:
-            self.lines.append(line)
-            if f"{name}@" in line and "ready" in line:
-                break
-        else:
-            pytest.fail("".join(self.lines))
-        self.reader = threading.Thread(target=self.lines.extend, args=[process.stdout])
-        self.reader.start()
-
-    def said(self) -> str:
-        """What it has said until it ended, from the task on."""
-        self.reader.join(TIMEOUT)
-        return "".join(line for line in self.lines if "Task" in line)
-
-
-@contextlib.contextmanager
-def worker(
-    module: str, name: str = "one", folder: Path = EXAMPLES
-) -> Generator[Worker]:
-    command = [sys.executable, "-m", "celery", "--app", module, "worker"]
-    command += ["--pool", "threads", "--concurrency", "1", "--loglevel", "info"]
-    path = os.pathsep.join([str(folder), str(EXAMPLES)])
-    with subprocess.Popen(
-        [*command, "--hostname", f"{name}@here"],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": path},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as process:
-        try:
-            yield Worker(process, name)
-            process.send_signal(signal.SIGTERM)
-            process.wait(TIMEOUT)
-        finally:
-            process.kill()
-
-
-def connect() -> Any:
-    """Return a client of an app that has the broker of this test."""
-    return celery_app.create_app().test_client()
+    with running(command, "Ready to accept"):
+        monkeypatch.setenv("CELERY_BROKER_URL", f"redis://127.0.0.1:{port}")
+        yield
 
 
 def result(see: str) -> Any:
@@ -124,50 +68,53 @@ def test_the_import_alone_makes_no_folder(folder: Path) -> None:
     command = [sys.executable, "-c", "import celery_app"]
     subprocess.run(command, cwd=EXAMPLES, check=True)
     assert not folder.exists()
-    connect()
+    celery_app.create_app()
     assert folder.exists()
 
 
-@pytest.mark.parametrize("broker", ["folder", "redis_url"])
-def test_the_same_task_runs_here_and_in_a_worker(
-    broker: str, request: pytest.FixtureRequest
+@pytest.mark.usefixtures("folder")
+def test_the_same_task_runs_here_and_in_a_worker_that_acknowledges_it_at_its_end(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    request.getfixturevalue(broker)
-    client = connect()
+    worker: Any = importlib.import_module("celery.contrib.testing.worker")
+    state: Any = importlib.import_module("celery.worker.state")
+    price, acknowledged = celery_app.price, list[bool]()
+
+    def price_and_note(item: str) -> str:
+        acknowledged.extend(task.acknowledged for task in state.active_requests)
+        return price(item)
+
+    monkeypatch.setattr(celery_app, "price", price_and_note)
+    app = celery_app.create_app()
+    client = app.test_client()
     assert client.get("/here", headers=ZOO).get_json() == {"prices": PRICES}
     started = client.get("/start", headers=ZOO)
     assert started.status_code == 202
     see = started.get_json()["see"]
     assert client.get(see).get_json() == {"state": "PENDING"}
-    with worker("make_celery"):
+    celery = app.extensions["celery"]
+    with worker.start_worker(celery, perform_ping_check=False):
         result(see).get(TIMEOUT)
+    assert client.get(see).get_json() == {"prices": PRICES}
+    assert acknowledged == [False, False]
+
+
+@pytest.mark.usefixtures("redis_server")
+def test_the_task_of_a_killed_worker_is_finished_by_another(tmp_path: Path) -> None:
+    (tmp_path / "held.py").write_text(HELD)
+    command = [sys.executable, "-m", "celery", "--workdir", str(EXAMPLES)]
+    command += ["--app", "held", "worker", "--pool", "threads"]
+    client = celery_app.create_app().test_client()
+    see = client.get("/start", headers=ZOO).get_json()["see"]
+    with running(command, "held", tmp_path) as first:
+        first.kill()
+    with running([*command, "--loglevel", "info"], "ready", tmp_path):
+        assert result(see).get(TIMEOUT) == PRICES
     assert client.get(see).get_json() == {"prices": PRICES}
 
 
-def test_the_task_of_a_killed_worker_is_finished_by_another(
-    redis_url: str, tmp_path: Path
-) -> None:
-    (tmp_path / "held.py").write_text(HELD)
-    killed: list[str] = []
-    with worker("held", "one", tmp_path) as one, worker("held", "two", tmp_path) as two:
-        workers = {"one@here": one, "two@here": two}
-
-        def kill_its_worker(message: dict[str, Any]) -> None:
-            if message["status"] == "STARTED" and not killed:
-                killed.append(message["result"]["hostname"])
-                workers[killed[0]].process.kill()
-                workers[killed[0]].process.wait()
-                redis = importlib.import_module("redis").Redis.from_url(redis_url)
-                redis.xadd("killed", {"worker": killed[0]})
-
-        client = connect()
-        see = client.get("/start", headers=ZOO).get_json()["see"]
-        assert result(see).get(TIMEOUT, on_message=kill_its_worker) == PRICES
-        assert client.get(see).get_json() == {"prices": PRICES}
-    (died,) = killed
-    finished = workers.keys() - killed
-    print(f"{died}, killed:\n{workers[died].said()}")
-    for name in finished:
-        print(f"{name}:\n{workers[name].said()}")
-        assert "succeeded" in workers[name].said()
-    assert "succeeded" not in workers[died].said()
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("id", ["1", "a" * 300, "%00", "..%2f"])
+def test_a_result_that_cannot_be_is_not_found(id: str) -> None:
+    client = celery_app.create_app().test_client()
+    assert client.get(f"/result/{id}").status_code == 404
