@@ -1,62 +1,41 @@
-"""Coming from a closure that copies g.__dict__ and runs in copy_context(): not needed.
+"""You come from a closure of your own, with copy_context() and a copy of g.__dict__.
 
 Run it with:
 .venv/bin/flask --app examples/from_a_closure.py run
+and open http://127.0.0.1:5000/
 
-and open http://127.0.0.1:5000/ or http://127.0.0.1:5000/?source=contextvars
-and, to see a task without carry_context, http://127.0.0.1:5000/?copy=false
-
-What changed: the closure is gone, carry_context is in its place. One wrapper can be
-called many times at once.
-
-What behaves differently: an open connection in g stays with the view, and the task
-opens its own. What a task writes to session and request stays with the task. Teardown
-functions run for each call, and find in g only what the call has put there, so they
-close nothing that the view still uses.
+Put carry_context in its place. One wrapped function can be called many times at once.
+Unlike such a closure, it leaves an open connection in g with the view, and the task
+opens its own.
 """
 
 import contextvars
-import threading
 import uuid
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
-from flask import Flask, abort, g, has_app_context, request
+from flask import Flask, g, request
 
 from ctxcarry import carry_context
 
 app = Flask(__name__)
 executor = ThreadPoolExecutor()
-request_id: contextvars.ContextVar[str | None] = contextvars.ContextVar("request_id")
+request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id")
 
 
 @app.before_request
 def identify() -> None:
-    g.request_id = uuid.uuid4().hex
-    request_id.set(g.request_id)
+    g.tenant = request.args.get("tenant", "acme")
+    request_id.set(uuid.uuid4().hex)
 
 
-def from_g() -> str | None:
-    return g.request_id if has_app_context() else None
-
-
-def from_contextvars() -> str | None:
-    return request_id.get(None)
+def describe(item: str) -> str:
+    return f"{item} for {g.tenant}: {request_id.get()}"
 
 
 @app.route("/")
-def index() -> dict[str, str | None]:
-    sources = {"g": from_g, "contextvars": from_contextvars}
-    source = request.args.get("source", "g")
-    if source not in sources:
-        abort(400, "The source is g or contextvars.")
-    read: Callable[[], str | None] = sources[source]
-    task = read if request.args.get("copy") == "false" else carry_context(read)
-
-    in_thread: Future[str | None] = Future()
-    threading.Thread(target=lambda: in_thread.set_result(task())).start()
+def index() -> dict[str, list[str]]:
+    items = ["tea", "milk"]
     return {
-        "view": read(),
-        "pool": executor.submit(task).result(),
-        "thread": in_thread.result(),
+        "in the view": [describe(item) for item in items],
+        "in the pool": list(executor.map(carry_context(describe), items)),
     }

@@ -1,15 +1,16 @@
-"""Each example does what it says, as its users would see it."""
+"""Each small example does what it says, as its users would see it."""
 
 import importlib
+import io
 import logging
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
-
-TIMEOUT = 30
+from helpers import TIMEOUT
 
 
 @pytest.fixture
@@ -23,6 +24,23 @@ def of(name: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("example", [name], indirect=True)
 
 
+@pytest.fixture
+def end(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """What a task waits for in place of the seconds that it sleeps."""
+    end = threading.Event()
+
+    def sleep(_: float) -> None:
+        assert end.wait(TIMEOUT)
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    return end
+
+
+@pytest.fixture(autouse=True)
+def quiet(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+
+
 @of("quickstart")
 def test_the_tasks_of_the_quickstart_know_the_request(example: Any) -> None:
     client = example.app.test_client()
@@ -33,48 +51,32 @@ def test_the_tasks_of_the_quickstart_know_the_request(example: Any) -> None:
 
 @of("from_flask_executor")
 def test_a_task_is_started_and_its_result_fetched_by_key(
-    example: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    example: Any, end: threading.Event
 ) -> None:
-    end = threading.Event()
-
-    def sleep(_: float) -> None:
-        assert end.wait(TIMEOUT)
-
-    monkeypatch.setattr(time, "sleep", sleep)
     client = example.app.test_client()
-    assert client.get("/get-task-result?key=a").status_code == 404
-    assert client.get("/start-task/-1?key=a").status_code == 400
-    started = client.get("/start-task/1?key=a")
-    assert (started.status_code, started.get_json()) == (202, {"started": "a"})
-    assert client.get("/start-task/1?key=a").status_code == 409
-    assert client.get("/get-task-result?key=a").get_json() == {"state": "running"}
+    see = client.get("/start-task").get_json()["see"]
+    assert client.get(see).get_json() == {"state": "running"}
     end.set()
     example.executor.shutdown()
-    result = {"state": "done", "result": "127.0.0.1 waited for 1 s"}
-    assert client.get("/get-task-result?key=a").get_json() == result
-    assert "/start-task/1 ended: 127.0.0.1 waited for 1 s" in caplog.messages
+    result = {"state": "done", "result": "/start-task was asked by 127.0.0.1"}
+    assert client.get(see).get_json() == result
+    assert client.get(see).status_code == 404
 
 
 @of("from_flask_executor")
 def test_a_task_that_fails_says_so(
-    example: Any, monkeypatch: pytest.MonkeyPatch
+    example: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(_: float) -> None:
         raise LookupError("no more time")
 
     monkeypatch.setattr(time, "sleep", fail)
     client = example.app.test_client()
-    client.get("/start-task/1")
+    see = client.get("/start-task").get_json()["see"]
     example.executor.shutdown()
+    assert caplog.messages == ["/start-task failed"]
     failed = {"state": "failed", "error": "no more time"}
-    assert client.get("/get-task-result").get_json() == failed
-
-
-@of("from_flask_executor")
-def test_map_carries_too(example: Any) -> None:
-    squares = [f"/squares/3: {square}" for square in (0, 1, 4)]
-    response = example.app.test_client().get("/squares/3")
-    assert response.get_json() == {"squares": squares}
+    assert client.get(see).get_json() == failed
 
 
 @of("from_flask_threads")
@@ -85,36 +87,64 @@ def test_the_user_id_is_read_in_a_task(example: Any, path: str) -> None:
 
 
 @of("from_a_closure")
-@pytest.mark.parametrize("source", ["g", "contextvars"])
-def test_the_tasks_see_what_the_hook_has_set(example: Any, source: str) -> None:
-    client = example.app.test_client()
-    carried = client.get(f"/?source={source}").get_json()
-    assert len(carried["view"]) == 32
-    assert carried["pool"] == carried["thread"] == carried["view"]
-    bare = client.get(f"/?source={source}&copy=false").get_json()
-    assert bare["pool"] != bare["view"] != bare["thread"]
-    assert client.get("/?source=h").status_code == 400
+def test_the_tasks_see_what_the_hook_has_set(example: Any) -> None:
+    shown = example.app.test_client().get("/?tenant=zoo").get_json()
+    assert shown["in the pool"] == shown["in the view"]
+    assert shown["in the pool"][0].startswith("tea for zoo: ")
 
 
 @of("from_a_bare_thread")
 def test_the_task_goes_on_after_the_response_and_closes_its_connection(
-    example: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    example: Any,
+    end: threading.Event,
+    connections: list[Any],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    answered = threading.Event()
-
-    def sleep(_: float) -> None:
-        assert answered.wait(TIMEOUT)
-
-    monkeypatch.setattr(time, "sleep", sleep)
-    response = example.app.test_client().get("/execute_task?user=ada")
+    example.app.test_client().get("/execute_task?user=ada")
     task = next(t for t in threading.enumerate() if t.name == "task")
-    assert caplog.messages == ["closed the connection of MainThread"]
-    answered.set()
+    assert caplog.messages == []
+    end.set()
     task.join(TIMEOUT)
-    assert caplog.messages[1:] == [
-        f"/execute_task for ada: {response.get_json()['started']}",
-        "closed the connection of task",
-    ]
+    assert caplog.messages == ["/execute_task is done for 'ada'"]
+    of_the_view, of_the_task = connections
+    assert of_the_view.closed
+    assert of_the_task.closed
+
+
+@of("uploads")
+def test_a_task_has_the_file_that_the_view_has_saved(
+    example: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    client = example.app.test_client()
+    accepted = client.post("/files", data={"file": (io.BytesIO(b"tea"), "tea.txt")})
+    assert accepted.get_json() == {"state": "accepted"}
+    assert client.post("/files").status_code == 400
+    example.executor.shutdown()
+    assert caplog.messages == ["/files: 3 bytes"]
+    assert [*tmp_path.iterdir()] == []
+
+
+@of("uploads")
+def test_a_task_has_the_body_that_the_view_has_read(
+    example: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = example.app.test_client()
+    assert client.post("/events", json=["tea"]).get_json() == {"state": "accepted"}
+    assert client.post("/events", data="{", content_type="text/json").status_code == 415
+    example.executor.shutdown()
+    assert caplog.messages == ["/events: ['tea']"]
+
+
+@of("uploads")
+def test_an_upload_has_a_limit(example: Any) -> None:
+    form = "multipart/form-data; boundary=x"
+    client = example.app.test_client()
+    response = client.post("/files", data=bytes(10_000_001), content_type=form)
+    assert response.status_code == 413
 
 
 @of("async_tasks")
@@ -130,8 +160,3 @@ def test_coroutines_are_carried(example: Any, path: str, items: list[str]) -> No
     response = example.app.test_client().get(f"{path}?tenant=zoo")
     prices = [f"{item} for zoo at {path}" for item in items]
     assert response.get_json() == {"prices": prices}
-
-
-@pytest.fixture(autouse=True)
-def quiet(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.WARNING)
