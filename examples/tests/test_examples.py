@@ -37,7 +37,8 @@ def end(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 
 
 @pytest.fixture(autouse=True)
-def quiet(caplog: pytest.LogCaptureFixture) -> None:
+def warnings_alone(caplog: pytest.LogCaptureFixture) -> None:
+    """Log warnings, whatever level an earlier test has left behind."""
     caplog.set_level(logging.WARNING)
 
 
@@ -67,12 +68,16 @@ def test_a_task_is_started_and_its_result_fetched_by_key(
 def test_a_task_that_fails_says_so(
     example: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    started = threading.Event()
+
     def fail(_: float) -> None:
+        assert started.wait(TIMEOUT)
         raise LookupError("no more time")
 
     monkeypatch.setattr(time, "sleep", fail)
     client = example.app.test_client()
     see = client.get("/start-task").get_json()["see"]
+    started.set()
     example.executor.shutdown()
     assert caplog.messages == ["/start-task failed"]
     failed = {"state": "failed", "error": "no more time"}
@@ -141,9 +146,10 @@ def test_a_task_has_the_body_that_the_view_has_read(
 
 @of("uploads")
 def test_an_upload_has_a_limit(example: Any) -> None:
-    form = "multipart/form-data; boundary=x"
+    environ = {"CONTENT_LENGTH": "10000001"}
+    form = {"file": (io.BytesIO(b"tea"), "tea.txt")}
     client = example.app.test_client()
-    response = client.post("/files", data=bytes(10_000_001), content_type=form)
+    response = client.post("/files", data=form, environ_overrides=environ)
     assert response.status_code == 413
 
 

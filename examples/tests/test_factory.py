@@ -85,7 +85,6 @@ def test_a_task_that_fails_is_logged_and_its_future_has_the_error(
         pytest.param("/orders/1", {"Shop": "zoo"}, 404, id="order of another shop"),
         pytest.param("/orders/1", {}, 400, id="no shop"),
         pytest.param("/orders/2", ACME, 404, id="no such order"),
-        pytest.param(f"/orders/{2**63 - 1}", ACME, 404, id="largest id"),
         pytest.param(f"/orders/{2**63}", ACME, 404, id="larger than any id"),
         pytest.param("/orders/" + "9" * 5000, ACME, 404, id="5000 digits"),
     ],

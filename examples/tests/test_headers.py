@@ -76,8 +76,9 @@ def ask(words: list[str], port: str) -> Any:
     """Ask a server on a port by curl, and return the JSON of its answer."""
     words = [word.replace(":5000", f":{port}") for word in words]
     curl = [program("curl"), "--silent", "--show-error", "--fail", "--noproxy", "*"]
-    done = subprocess.run([*curl, *words], cwd=ROOT, check=True, stdout=subprocess.PIPE)
-    return json.loads(done.stdout.replace(f":{port}".encode(), b":5000"))
+    curl += ["--max-time", str(TIMEOUT)]
+    answer = subprocess.check_output([*curl, *words], cwd=ROOT, text=True)
+    return json.loads(answer.replace(f":{port}", ":5000"))
 
 
 def imports(name: str) -> set[str]:
@@ -150,11 +151,12 @@ def test_an_example_that_prints_ends_by_itself(name: str) -> None:
     )
     if name == "extension_state.py":
         *rows, _, last = printed.splitlines()[1:]
-        assert [re.split(r"\s{2,}", row)[1:] for row in rows] == [
+        shown = [re.split(r"\s{2,}", row.partition(": ")[0])[1:] for row in rows]
+        assert shown == [
             ["1 row written", "1 row written"],
             ["ada", "ada"],
             ["1.234,5", "1.234,5"],
-            ["acme", "AttributeError: account"],
+            ["acme", "AttributeError"],
             ["acme", "renamed"],
         ]
         assert last == "The account in the database, after the tasks: renamed"
