@@ -1,4 +1,4 @@
-"""Servers of production under load, with views that start tasks, on every Flask."""
+"""Servers of production under load: test_ctxcarry.py starts none."""
 
 import contextlib
 import http.client
@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from flask import Flask, g, request, session
-from helpers import TIMEOUT
+from helpers import ROOT, TIMEOUT
 
 from ctxcarry import carry_context
 
@@ -95,6 +95,7 @@ def load_app() -> Flask:
     @app.route("/report/<id>")
     def report(id: str) -> dict[str, Any]:
         return {
+            "module": carry_context.__code__.co_filename,
             "mixed": mixed,
             "started": next(started),
             "ended": next(ended),
@@ -135,6 +136,7 @@ def check_under_load(port: int, clients: int, requests: int) -> None:
         report = get(connection, "report", "last")
     tasks, views = clients * requests * 6, clients * requests * 4
     assert report == {
+        "module": str(ROOT / "ctxcarry.py"),  # Not an installed copy.
         "mixed": [],
         "started": tasks,
         "ended": tasks,
@@ -151,10 +153,10 @@ def test_under_load_no_task_sees_another_request_and_every_resource_is_closed(
     command = [sys.executable, "-m"]
     if server == "waitress":
         command += ["waitress", "--listen=127.0.0.1:0", "--threads=8", "--call"]
-        command += ["test_load:load_app"]
+        command += ["test_module_load:load_app"]
     else:
         command += ["gunicorn", "--bind=127.0.0.1:0", "--threads=8", "-k", server]
-        command += ["test_load:load_app()"]
+        command += ["test_module_load:load_app()"]
     signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell may ignore it.
     with subprocess.Popen(command, cwd=HERE, stderr=subprocess.PIPE, text=True) as run:
         try:

@@ -1,0 +1,87 @@
+"""Classes of an app in place of Flask's that test_ctxcarry.py has no place for."""
+
+import threading
+from typing import Any
+
+import pytest
+from flask import Flask, Request, g, request, session
+from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
+from helpers import in_thread
+
+from ctxcarry import carry_context
+
+
+class Streaming(Request):
+    """Has a stream that cannot be set."""
+
+    @property
+    def stream(self) -> Any:
+        return self.environ["wsgi.input"]
+
+
+def test_a_request_may_have_a_stream_that_cannot_be_set(app: Flask) -> None:
+    app.request_class = Streaming
+    with app.test_request_context("/x", method="POST", data=b"body"):
+        assert in_thread(carry_context(lambda: request.path)) == "/x"
+        with pytest.raises(RuntimeError, match="carry_context"):
+            in_thread(carry_context(lambda: request.stream.read()))
+        assert request.stream.read() == b"body"
+
+
+class Copied(SecureCookieSession):
+    """Says how it is copied."""
+
+    how = "as it was"
+
+    def __copy__(self) -> Any:
+        copied = Copied(self)
+        copied.how = "by itself"
+        return copied
+
+
+def test_a_session_that_says_how_it_is_copied_is_asked(app: Flask) -> None:
+    class Interface(SecureCookieSessionInterface):
+        session_class = Copied
+
+    app.session_interface = Interface()
+    with app.test_request_context():
+        own: Any = session
+        assert in_thread(carry_context(lambda: own.how)) == "by itself"
+        assert own.how == "as it was"
+
+
+def test_no_more_than_a_hundred_values_of_a_dict_in_g_are_looked_at(app: Flask) -> None:
+    looks: list[object] = []
+
+    def look(value: object) -> Any:
+        looks.append(value)
+        return cls
+
+    cls: Any = type("Counted", (), {"__class__": property(look)})
+
+    def count_looks(values: int) -> int:
+        with app.app_context():
+            g.prices = {number: cls() for number in range(values)}
+            looks.clear()
+            carry_context(int)
+            return len(looks)
+
+    assert 0 < count_looks(100) == count_looks(100_000)
+
+
+def test_a_default_of_g_that_the_task_has_removed_is_not_put_back(app: Flask) -> None:
+    base: Any = app.app_ctx_globals_class
+    found: list[bool] = []
+
+    class Globals(base):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.lock = threading.Lock()
+
+    @app.teardown_appcontext
+    def look(_: BaseException | None) -> None:
+        found.append("lock" in g)
+
+    app.app_ctx_globals_class = Globals
+    with app.test_request_context():
+        in_thread(carry_context(lambda: g.pop("lock")))
+        assert found == [False]
