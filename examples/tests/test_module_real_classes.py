@@ -45,6 +45,7 @@ from sqlalchemy.orm import (
     sessionmaker,
 )
 from werkzeug.datastructures import FileStorage, MultiDict
+from werkzeug.local import LocalProxy
 
 from ctxcarry import carry_context
 
@@ -183,7 +184,7 @@ CARRIED: Table = {
     "an upload": FileStorage,
     "a MultiDict": lambda: MultiDict({"a": "b"}),
     "a config": lambda: Flask("shop").config,
-    "a proxy of Flask": lambda: flask.current_app,
+    "a proxy that opens a connection": lambda: LocalProxy(connection),
     "a user of Flask-Login": flask_login.AnonymousUserMixin,
     "a form with a field close": ShopForm,
     "a pydantic object with a field close": ShopModel,
@@ -231,7 +232,8 @@ STAYS: Table = {
     "an ORM session": lambda: opened(Session(ENGINE)),
     "a scoped session": lambda: scoped_session(sessionmaker(ENGINE)),
     "an ORM object": User,
-    "a list of ORM objects": lambda: [User()],
+    "a memo with an ORM object": lambda: {("users", ()): [User()]},
+    "a dict of dicts with a connection": lambda: {"main": {"db": connection()}},
     "a database of peewee": lambda: peewee.SqliteDatabase(":memory:"),
     "a transaction of peewee": lambda: peewee.SqliteDatabase(":memory:").transaction(),
     "a session of requests": requests.Session,

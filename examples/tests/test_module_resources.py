@@ -4,6 +4,7 @@ No connection stays open, and none is used by two threads. The guide to extensio
 handles of other libraries.
 """
 
+import operator
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -48,9 +49,10 @@ def redis_pool(folder: Path) -> Iterator[Pool]:
         connection.send_command("INCR", "n")
         return int(connection.read_response())
 
-    kind: Any = fakeredis.FakeRedisConnection
-    pool = redis.ConnectionPool(
-        connection_class=kind, server=fakeredis.FakeServer(), max_connections=2
+    pool: Any = redis.ConnectionPool(
+        connection_class=fakeredis.FakeRedisConnection,
+        server=fakeredis.FakeServer(),
+        max_connections=2,
     )
     yield Pool(pool.get_connection, pool.release, add)
     pool.disconnect()
@@ -70,7 +72,7 @@ def sqlalchemy_pool(folder: Path) -> Iterator[Pool]:
         return int(cursor.execute("select count(*) from item").fetchone()[0])
 
     pool = QueuePool(connect, pool_size=2, max_overflow=0, timeout=0.1)
-    yield Pool(pool.connect, lambda connection: connection.close(), add)
+    yield Pool(pool.connect, operator.methodcaller("close"), add)
     pool.dispose()
 
 
