@@ -1,6 +1,7 @@
 """What odd classes of an app do in a task, in more cases than test_ctxcarry.py has."""
 
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -48,6 +49,23 @@ def test_a_session_that_says_how_it_is_copied_is_asked(app: Flask) -> None:
         own: Any = session
         assert in_thread(carry_context(lambda: own.how)) == "by itself"
         assert own.how == "as it was"
+
+
+class Rows(list[Any]):
+    """Loads its values when somebody looks at them."""
+
+    is_loaded = False
+
+    def __iter__(self) -> Iterator[Any]:
+        self.is_loaded = True
+        return super().__iter__()
+
+
+def test_a_list_in_g_is_not_asked_for_its_values(app: Flask) -> None:
+    with app.app_context():
+        g.rows = Rows([1])
+        carry_context(int)
+        assert not g.rows.is_loaded
 
 
 def test_no_more_than_a_hundred_values_in_g_are_looked_at(app: Flask) -> None:
