@@ -519,6 +519,8 @@ _DATA: set[Any] = {
     *(bool, bytes, float, int, str, type(None)),
     *(io.BytesIO, io.StringIO, FileStorage),
 }
+# An app's own class may load its values when it is iterated. These do not.
+_SEQUENCES: Any = (list, tuple, set)
 # A dict in g may be large. What is behind the first hundred values is not looked at.
 _MOST_VALUES = 100
 # What extensions keep for one request, and make again where it is missing.
@@ -543,8 +545,9 @@ def _stays_with_view(value: Any) -> bool:
                 return True
             if issubclass(type(each), dict):
                 values.extend(itertools.islice(_dict.values(each), _MOST_VALUES))
-            elif issubclass(type(each), (list, tuple, set)):
-                values.extend(itertools.islice(each, _MOST_VALUES))
+            for base in _SEQUENCES:
+                if issubclass(type(each), base):
+                    values.extend(itertools.islice(base.__iter__(each), _MOST_VALUES))
     return False
 
 
