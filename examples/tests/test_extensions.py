@@ -6,18 +6,16 @@ import contextvars
 import copy
 import importlib
 import json
+import queue
 import re
-import socket
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Generator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import dishka
-import fakeredis
 import peewee
 import pyinstrument
 import pytest
@@ -27,14 +25,20 @@ import wireup.integration.flask
 from asgiref.sync import sync_to_async
 from cachelib import FileSystemCache
 from dishka.integrations.flask import setup_dishka
-from flask import Flask, Request, Response, g, got_request_exception, request, session
+from flask import (
+    Flask,
+    Request,
+    copy_current_request_context,
+    g,
+    got_request_exception,
+    request,
+    session,
+)
 from helpers import EXAMPLES, TIMEOUT, Late
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from sentry_sdk.envelope import Envelope
 from sentry_sdk.integrations.flask import FlaskIntegration
-from sentry_sdk.transport import Transport
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import scoped_session, sessionmaker
@@ -42,7 +46,44 @@ from structlog.contextvars import bind_contextvars, get_contextvars
 
 from ctxcarry import carry_context
 
-GUIDE = (EXAMPLES / "extensions.md").read_text()
+GUIDE = (EXAMPLES / "extensions.md").read_text("utf-8")
+InTask = Callable[..., Any]
+
+with_and_without = pytest.mark.parametrize(
+    "recipe", [False, True], ids=["without-the-recipe", "with-the-recipe"]
+)
+
+
+@pytest.fixture
+def in_task() -> Iterator[InTask]:
+    """Carries a function, calls it in a thread, and returns or raises what it does.
+
+    It is the same thread for all tasks of a test.
+    """
+    with ThreadPoolExecutor(1) as one_thread:
+
+        def run(func: Callable[..., Any], *args: Any) -> Any:
+            return one_thread.submit(carry_context(func), *args).result(TIMEOUT)
+
+        yield run
+
+
+@pytest.fixture(autouse=True)
+def warned(app: Flask, caplog: pytest.LogCaptureFixture) -> Iterator[set[str]]:
+    """The warnings of testing mode that a test expects.
+
+    Each is a name of g that a task has missed, or "session" if a task has changed that.
+    A test that expects none sees that its extension causes no false alarm.
+    """
+    app.testing = True
+    app.config["SQLALCHEMY_RECORD_QUERIES"] = True
+    expected: set[str] = set()
+    yield expected
+    records = caplog.get_records("call")
+    messages = [each.getMessage() for each in records if each.name == app.name]
+    pattern = r"(?:asked for g\.|changed the )(\w+)"
+    found = [re.search(pattern, message) for message in messages]
+    assert {match and match[1] for match in found} == expected, messages
 
 
 def load(name: str) -> Any:
@@ -59,22 +100,18 @@ def run_snippet(heading: str, **names: Any) -> dict[str, Any]:
     return names
 
 
-class Connection:
-    """Stands for a resource that a dependency injection container opens and closes."""
-
-    def __init__(self) -> None:
-        self.closed = 0
-
-    def count(self, table: str) -> int:
-        return len(table)
-
-
-def open_connection(opened: list[Connection]) -> Generator[Connection]:
-    """Open a connection, and close it when the container closes."""
-    connection = Connection()
-    opened.append(connection)
-    yield connection
-    connection.closed += 1
+def make_user(app: Flask, db: Any, *mixins: type) -> Any:
+    """Make a SQLAlchemy model of users, and store the first one, whose name is ada."""
+    columns = {
+        "id": db.Column(db.Integer, primary_key=True),
+        "name": db.Column(db.String, nullable=False),
+    }
+    User: Any = type("User", (db.Model, *mixins), columns)
+    with app.app_context():
+        db.create_all()
+        db.session.add(User(name="ada"))
+        db.session.commit()
+    return User
 
 
 # Databases
@@ -84,223 +121,149 @@ def open_connection(opened: list[Connection]) -> Generator[Connection]:
 def test_flask_sqlalchemy_gives_the_task_a_session_and_removes_it(
     app: Flask, pool: ThreadPoolExecutor, db: Any, fails: bool
 ) -> None:
-    with app.app_context():
-        db.session.execute(text("create table item (id integer primary key)"))
-        db.session.commit()
-    insert = text("insert into item values (:id)")
+    User = make_user(app, db)
 
     @app.route("/")
-    def view() -> dict[str, Any]:
+    def view() -> dict[str, int]:
         viewed = db.session()
 
         @carry_context
-        def add(id: int) -> bool:
-            db.session.execute(insert, {"id": id})
+        def add(id: int) -> None:
+            assert db.session() is not viewed
+            db.session.add(User(id=id, name="grace"))
             if fails:
-                db.session.execute(insert, {"id": id})
+                db.session.add(User(id=id))
             db.session.commit()
-            return db.session() is not viewed
 
-        futures = [pool.submit(add, id) for id in range(4)]
-        errors = [type(future.exception(TIMEOUT)) for future in futures]
-        assert errors == [IntegrityError if fails else type(None)] * 4
+        tasks = [pool.submit(add, id) for id in (2, 3, 4)]
+        errors = [type(task.exception(TIMEOUT)) for task in tasks]
+        assert errors == [IntegrityError if fails else type(None)] * 3
         checked_out = db.engine.pool.checkedout()
-        rows = db.session.scalar(text("select count(*) from item"))
-        return {"checked out by tasks": checked_out, "rows": rows}
+        return {"checked out": checked_out, "rows": db.session.query(User).count()}
 
-    expected = {"checked out by tasks": 0, "rows": 0 if fails else 4}
+    expected = {"checked out": 0, "rows": 1 if fails else 4}
     assert app.test_client().get("/").get_json() == expected
-    with app.app_context():
-        assert db.engine.pool.checkedout() == 0
 
 
-def test_flask_sqlalchemy_shows_a_task_what_is_committed_by_its_id(
-    app: Flask, pool: ThreadPoolExecutor, db: Any
+def test_flask_sqlalchemy_shows_a_task_what_is_committed(
+    app: Flask, in_task: InTask, db: Any
 ) -> None:
-    class Item(db.Model):  # type: ignore[misc]
-        id = db.Column(db.Integer, primary_key=True)
-        name = db.Column(db.String, nullable=False)
+    User = make_user(app, db)
 
-    with app.app_context():
-        db.create_all()
+    def name(id: int) -> str | None:
+        user = db.session.get(User, id)
+        return None if user is None else str(user.name)
 
-    @app.route("/")
-    def view() -> list[str]:
-        @carry_context
-        def find(id: int) -> str:
-            item = db.session.get(Item, id)
-            return item.name if item else "nothing"
-
-        item = Item(name="tea")
-        db.session.add(item)
+    with app.test_request_context():
+        user = User(name="grace")
+        db.session.add(user)
         db.session.flush()
-        before = pool.submit(find, item.id).result(TIMEOUT)
+        assert in_task(name, user.id) is None
         db.session.commit()
-        return [before, pool.submit(find, item.id).result(TIMEOUT)]
-
-    assert app.test_client().get("/").get_json() == ["nothing", "tea"]
+        assert in_task(name, user.id) == "grace"
 
 
-def test_flask_sqlalchemy_lite_gives_the_task_a_session_and_closes_it(
-    app: Flask, pool: ThreadPoolExecutor, late: Late, tmp_path: Path
+def test_flask_sqlalchemy_lists_the_tasks_own_queries(
+    app: Flask, in_task: InTask, db: Any
 ) -> None:
+    get_recorded_queries = load("flask_sqlalchemy.record_queries").get_recorded_queries
+
+    def run(query: str) -> list[str]:
+        db.session.execute(text(query))
+        return [recorded.statement for recorded in get_recorded_queries()]
+
+    with app.test_request_context():
+        run("select 1")
+        assert in_task(run, "select 2") == ["select 2"]
+        assert run("select 3") == ["select 1", "select 3"]
+
+
+@pytest.fixture
+def lite_db(app: Flask, tmp_path: Path) -> Iterator[Any]:
     url = f"sqlite:///{tmp_path / 'shop.sqlite'}"
     app.config["SQLALCHEMY_ENGINES"] = {"default": url}
     db = load("flask_sqlalchemy_lite").SQLAlchemy(app)
+    yield db
     with app.app_context():
-        db.session.execute(text("create table item (id integer primary key)"))
-        db.session.commit()
-
-    @app.route("/")
-    def view() -> dict[str, Any]:
-        viewed = db.session
-        viewed.execute(text("select 1"))
-
-        @carry_context
-        def add(id: int) -> bool:
-            db.session.execute(text("insert into item values (:id)"), {"id": id})
-            db.session.commit()
-            db.session.execute(text("select 1"))
-            return db.session is not viewed
-
-        own = pool.submit(add, 1).result(TIMEOUT)
-        late.submit(add, 2)
-        kept = viewed.in_transaction() and db.session is viewed
-        return {"own": own, "kept": kept, "checked out": db.engine.pool.checkedout()}
-
-    seen = app.test_client().get("/").get_json()
-    assert seen == {"own": True, "kept": True, "checked out": 1}
-    assert late.result()
-    with app.app_context():
-        assert db.session.scalar(text("select count(*) from item")) == 2
-        db.session.close()
-        assert db.engine.pool.checkedout() == 0
         db.engine.dispose()
 
 
-@pytest.mark.parametrize("where", ["here", "in a thread"])
-@pytest.mark.parametrize("by_context", [False, True])
-def test_scoped_session_is_removed_under_a_view_that_calls_the_task_itself(
-    app: Flask, pool: ThreadPoolExecutor, where: str, by_context: bool
+def test_flask_sqlalchemy_lite_gives_the_task_a_session_and_closes_it(
+    app: Flask, in_task: InTask, lite_db: Any
 ) -> None:
-    engine = create_engine("sqlite://")
+    def find_session() -> Any:
+        lite_db.session.execute(text("select 1"))
+        return lite_db.session
+
+    with app.test_request_context():
+        viewed = find_session()
+        assert in_task(find_session) is not viewed
+        assert lite_db.session is viewed and viewed.in_transaction()
+        assert lite_db.engine.pool.checkedout() == 1
+
+
+@with_and_without
+def test_flask_sqlalchemy_lite_needs_a_thread_where_a_loop_is_running(
+    app: Flask, lite_db: Any, recipe: bool
+) -> None:
+    async def work() -> str:
+        return str(lite_db.session.scalar(text("select 1")))
+
+    async def view() -> str:
+        if recipe:
+            return await asyncio.to_thread(carry_context(asyncio.run), work())
+        with pytest.raises(RuntimeError, match="You cannot use AsyncToSync"):
+            await carry_context(work)()
+        return "refused"
+
+    app.add_url_rule("/", view_func=view)
+    assert app.test_client().get("/").text == ("1" if recipe else "refused")
+
+
+@pytest.mark.parametrize("where", ["here", "in a thread"])
+@pytest.mark.parametrize("scope", ["thread", "context"])
+def test_scoped_session_of_the_view_is_removed_by_a_task_in_its_scope(
+    app: Flask, in_task: InTask, tmp_path: Path, where: str, scope: str
+) -> None:
+    engine = create_engine(f"sqlite:///{tmp_path / 'shop.sqlite'}")
+    pool: Any = engine.pool
     registry = scoped_session(sessionmaker(engine))
-    if by_context:
+    if scope == "context":
         registry = scoped_session(
             sessionmaker(engine), scopefunc=lambda: id(g._get_current_object())
         )
 
-    @app.teardown_appcontext
-    def remove(error: BaseException | None) -> None:
-        registry.remove()
-
-    @app.route("/")
-    def view() -> list[bool]:
-        viewed = registry()
-        task = carry_context(lambda: registry() is not viewed)
-        own = task() if where == "here" else pool.submit(task).result(TIMEOUT)
-        return [own, registry() is viewed]
-
-    separate = by_context or where == "in a thread"
-    assert app.test_client().get("/").get_json() == [separate, separate]
-    engine.dispose()
-
-
-@pytest.mark.parametrize("where", ["here", "in a thread"])
-def test_peewee_is_closed_under_a_view_that_calls_the_task_itself(
-    app: Flask, pool: ThreadPoolExecutor, tmp_path: Path, where: str
-) -> None:
-    database: Any = peewee.SqliteDatabase(str(tmp_path / "shop"), autoconnect=False)
-
-    @app.before_request
-    def connect() -> None:
-        database.connect()
-
-    @app.teardown_appcontext
-    def close(error: BaseException | None) -> None:
-        if not database.is_closed():
-            database.close()
-
-    @app.route("/")
-    def view() -> dict[str, Any]:
-        @carry_context
-        def select() -> list[bool]:
-            had_one = not database.connect(reuse_if_open=True)
-            return [had_one, database.execute_sql("select 1").fetchone() == (1,)]
-
-        task = select() if where == "here" else pool.submit(select).result(TIMEOUT)
-        # Nothing of the task's stays open in its thread.
-        closed = pool.submit(database.is_closed).result(TIMEOUT)
-        return {"task": task, "closed": [database.is_closed(), closed]}
-
-    here = where == "here"
-    expected = {"task": [here, True], "closed": [here, True]}
-    assert app.test_client().get("/").get_json() == expected
-
-
-@pytest.mark.parametrize("where", ["on the loop", "in a thread"])
-def test_flask_sqlalchemy_lite_needs_a_thread_where_a_loop_is_running(
-    app: Flask, where: str
-) -> None:
-    app.config["SQLALCHEMY_ENGINES"] = {"default": "sqlite://"}
-    db = load("flask_sqlalchemy_lite").SQLAlchemy(app)
-
-    async def work() -> int:
-        return int(db.session.scalar(text("select 1")))
-
-    async def view() -> str:
-        if where == "on the loop":
-            with pytest.raises(RuntimeError, match="You cannot use AsyncToSync"):
-                await carry_context(work)()
-            return ""
-        return str(await asyncio.to_thread(carry_context(asyncio.run), work()))
-
-    app.add_url_rule("/", view_func=view)
-    assert app.test_client().get("/").text == ("1" if where == "in a thread" else "")
-    with app.app_context():
-        db.engine.dispose()
-
-
-def test_scoped_session_in_g_stays_with_the_view_and_is_removed_by_the_task(
-    app: Flask, pool: ThreadPoolExecutor
-) -> None:
-    engine = create_engine("sqlite://")
-    registry = scoped_session(sessionmaker(engine))
-
-    def get_registry() -> scoped_session[Any]:
+    def find_session() -> Any:
         if "db" not in g:
             g.db = registry
-        return registry
+        g.db.execute(text("select 1"))
+        return g.db()
 
     @app.teardown_appcontext
     def remove(error: BaseException | None) -> None:
         if "db" in g:
-            g.pop("db").remove()
+            g.pop("db")
+            registry.remove()
 
-    @app.route("/")
-    def view() -> list[bool]:
-        viewed = get_registry()()
-        own = pool.submit(carry_context(lambda: get_registry()() is not viewed))
-        seen = [own.result(TIMEOUT), get_registry()() is viewed]
-        # All threads of the pool are asked: none of them has kept a session.
-        all_here = threading.Barrier(4)
-
-        def has_session() -> bool:
-            all_here.wait(TIMEOUT)
-            return registry.registry.has()
-
-        kept = [pool.submit(has_session) for _ in range(4)]
-        return [*seen, any(future.result(TIMEOUT) for future in kept)]
-
-    assert app.test_client().get("/").get_json() == [True, True, False]
+    with app.test_request_context():
+        viewed = find_session()
+        if where == "here":
+            found = carry_context(find_session)()
+        else:
+            found = in_task(find_session)
+        is_separate = scope == "context" or where == "in a thread"
+        assert (found is not viewed) is is_separate
+        assert (registry() is viewed) is is_separate
+        # The session of the task has given its connection back.
+        assert pool.checkedout() == (1 if is_separate else 0)
     engine.dispose()
 
 
-def test_peewee_opens_and_closes_a_connection_for_each_task_if_g_holds_the_database(
-    app: Flask, tmp_path: Path
+@pytest.mark.parametrize("where", ["here", "in a thread"])
+def test_peewee_opens_and_closes_a_connection_for_each_task_in_another_thread(
+    app: Flask, in_task: InTask, tmp_path: Path, warned: set[str], where: str
 ) -> None:
     database: Any = peewee.SqliteDatabase(str(tmp_path / "shop"), autoconnect=False)
-    one_thread = ThreadPoolExecutor(1)
 
     def get_db() -> Any:
         if "db" not in g:
@@ -313,147 +276,94 @@ def test_peewee_opens_and_closes_a_connection_for_each_task_if_g_holds_the_datab
         if "db" in g:
             g.pop("db").close()
 
-    @app.route("/")
-    def view() -> list[Any]:
+    def select() -> tuple[int]:
+        row: tuple[int] = get_db().execute_sql("select 1").fetchone()
+        return row
+
+    with app.test_request_context():
         get_db()
-
-        @carry_context
-        def select() -> bool:
-            return bool(get_db().execute_sql("select 1").fetchone() == (1,))
-
-        tasks = [one_thread.submit(select).result(TIMEOUT) for _ in range(2)]
-        closed = one_thread.submit(database.is_closed).result(TIMEOUT)
-        return [*tasks, closed, database.is_closed()]
-
-    with one_thread:
-        assert app.test_client().get("/").get_json() == [True, True, True, False]
+        if where == "here":
+            warned.add("db")
+            with pytest.raises(peewee.OperationalError, match="already opened"):
+                carry_context(select)()
+        # The second one finds the connection of the first one closed.
+        assert [in_task(select), in_task(select)] == [(1,), (1,)]
+        assert not database.is_closed()
 
 
-@pytest.mark.parametrize(
-    "recipe",
-    [
-        pytest.param(False, id="without-the-recipe"),
-        pytest.param(True, id="with-the-recipe"),
-    ],
-)
+@with_and_without
 def test_pony_ends_the_session_of_the_task_in_its_thread(
-    app: Flask, tmp_path: Path, recipe: bool
+    app: Flask, in_task: InTask, tmp_path: Path, recipe: bool
 ) -> None:
-    orm, extension = load("pony.orm"), load("pony.flask")
+    orm = load("pony.orm")
     database = orm.Database()
-    one_thread = ThreadPoolExecutor(1)
 
     class Item(database.Entity):  # type: ignore[misc,name-defined]
         name = orm.Required(str)
 
     database.bind("sqlite", str(tmp_path / "shop.sqlite"), create_db=True)
     database.generate_mapping(create_tables=True)
-    extension.Pony(app)
+    load("pony.flask").Pony(app)
+
+    def store(name: str) -> int:
+        task_request: Any = request
+        if recipe:
+            task_request.pony_session = None
+        with orm.db_session:
+            Item(name=name)
+        with orm.db_session:
+            return int(Item.select().count())
 
     @app.route("/")
-    def view() -> list[str]:
-        @carry_context
-        def store(name: str) -> int:
-            task_request: Any = request
-            if recipe:
-                task_request.pony_session = None
-            with orm.db_session:
-                Item(name=name)
-                if name == "milk":
-                    raise LookupError(name)
-            with orm.db_session:
-                return int(Item.select().count())
-
-        tasks = [one_thread.submit(store, name) for name in ("tea", "milk", "rice")]
-        return [repr(task.exception(TIMEOUT) or task.result()) for task in tasks]
-
-    with one_thread:
-        seen = app.test_client().get("/").get_json()
-    if recipe:
-        assert seen == ["1", "LookupError('milk')", "2"]
-    else:
+    def view() -> str:
+        assert in_task(store, "tea") == 1
+        if recipe:
+            return str(in_task(store, "milk"))
         # A teardown function has ended in the thread what had begun in the view's.
-        assert seen == ["1", "AssertionError()", "AssertionError()"]
+        with pytest.raises(AssertionError):
+            in_task(store, "milk")
+        return "failed"
+
+    assert app.test_client().get("/").text == ("2" if recipe else "failed")
     database.disconnect()
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:ldap3")
-@pytest.mark.filterwarnings("ignore:(tag|type)Map is deprecated:DeprecationWarning")
-def test_flask_ldap3_login_binds_a_connection_for_the_task_and_unbinds_it(
-    app: Flask, pool: ThreadPoolExecutor, tmp_path: Path
-) -> None:
-    raw = {"cn": ["ada"], "objectClass": ["person"]}
-    entries = [{"dn": "cn=ada,dc=shop", "raw": raw}]
-    (tmp_path / "people.json").write_text(json.dumps({"entries": entries}))
-    app.config["LDAP_MOCK_DATA"] = str(tmp_path / "people.json")
-    app.config["LDAP_ADD_SERVER"] = False
-    manager = load("flask_ldap3_login").LDAP3LoginManager(app)
-    opened: list[Any] = []
-
-    @app.route("/")
-    def view() -> list[Any]:
-        viewed = manager.connection
-
-        @carry_context
-        def find() -> str:
-            opened.append(manager.connection)
-            manager.connection.search("dc=shop", "(cn=ada)", attributes=["cn"])
-            return str(manager.connection.entries[0].cn)
-
-        found = pool.submit(find).result(TIMEOUT)
-        return [found, opened[0] is viewed, opened[0].bound, viewed.bound]
-
-    assert app.test_client().get("/").get_json() == ["ada", False, False, True]
-
-
-@pytest.mark.parametrize("how", ["hook", "accessor"])
+@with_and_without
 def test_an_orm_object_in_g_is_loaded_by_an_accessor_and_stored_by_the_task(
-    app: Flask, late: Late, pool: ThreadPoolExecutor, db: Any, how: str
+    app: Flask, late: Late, db: Any, warned: set[str], recipe: bool
 ) -> None:
-    class Account(db.Model):  # type: ignore[misc]
-        id = db.Column(db.Integer, primary_key=True)
-        name = db.Column(db.String, nullable=False)
-
-    get_account: Callable[[], Any] = run_snippet(
-        "An ORM object in `g`", db=db, Account=Account
-    )["get_account"]
-    with app.app_context():
-        db.create_all()
-        db.session.add(Account(name="acme"))
-        db.session.commit()
+    Account = make_user(app, db)
+    snippet = run_snippet("An ORM object in `g`", db=db, Account=Account)
+    get_account: Callable[[], Any] = snippet["get_account"]
 
     @app.before_request
     def load_account() -> None:
         session["account_id"] = 1
-        g.account = db.session.get(Account, 1)
+        get_account()
 
     @app.route("/")
-    def view() -> list[Any]:
+    def view() -> str:
         viewed = get_account()
-        db.session.commit()
 
         @carry_context
-        def rename(name: str) -> bool:
-            account = g.account if how == "hook" else get_account()
-            account.name = name
+        def rename() -> bool:
+            account = get_account() if recipe else g.account
+            account.name = "grace"
             db.session.commit()
             return account is not viewed
 
-        late.submit(rename, "late")
-        if how == "hook":
-            return []
-        own = pool.submit(rename, "now").result(TIMEOUT)
-        return [own, viewed.name, viewed in db.session]
+        late.submit(rename)
+        return str(viewed.name)
 
-    seen = app.test_client().get("/").get_json()
-    if how == "hook":
-        with pytest.raises(AttributeError, match="account"):
-            late.result()
-    else:
-        assert seen == [True, "now", True]
+    assert app.test_client().get("/").text == "ada"
+    if recipe:
         assert late.result()
-        with app.app_context():
-            assert db.session.get(Account, 1).name == "late"
+    else:
+        warned.add("account")
+        with pytest.raises(AttributeError, match=r"g\.account stays with the view"):
+            late.result()
+    with app.app_context():
+        assert db.session.get(Account, 1).name == ("grace" if recipe else "ada")
 
 
 # Users
@@ -464,11 +374,8 @@ def test_flask_login_loads_the_user_again_in_the_session_of_the_task(
     app: Flask, late: Late, db: Any, how: str
 ) -> None:
     flask_login = load("flask_login")
+    User = make_user(app, db, flask_login.UserMixin)
     login = flask_login.LoginManager(app)
-
-    class User(db.Model, flask_login.UserMixin):  # type: ignore[misc,name-defined]
-        id = db.Column(db.Integer, primary_key=True)
-        name = db.Column(db.String, nullable=False)
 
     def load_user(id: str) -> Any:
         return db.session.get(User, int(id))
@@ -478,10 +385,6 @@ def test_flask_login_loads_the_user_again_in_the_session_of_the_task(
 
     login.user_loader(load_user)
     login.request_loader(load_by_token)
-    with app.app_context():
-        db.create_all()
-        db.session.add(User(name="ada"))
-        db.session.commit()
 
     @app.route("/login")
     def log_in() -> str:
@@ -490,34 +393,31 @@ def test_flask_login_loads_the_user_again_in_the_session_of_the_task(
 
     @app.route("/")
     def view() -> str:
-        name: str = flask_login.current_user.name
         viewed = flask_login.current_user._get_current_object()
-        db.session.commit()
 
         @carry_context
-        def rename() -> list[Any]:
-            before = flask_login.current_user.name
+        def rename() -> bool:
             own = flask_login.current_user._get_current_object() is not viewed
             flask_login.current_user.name = "grace"
             db.session.commit()
-            return [before, own]
+            return own
 
         late.submit(rename)
-        return name
+        return str(viewed.name)
 
     client = app.test_client()
-    headers = {"Token": "t1"} if how == "request loader" else {}
     if how != "request loader":
         client.get("/login")
     if how == "remember cookie":
         client.delete_cookie("session")
+    headers = {"Token": "t1"} if how == "request loader" else {}
     assert client.get("/", headers=headers).text == "ada"
-    assert late.result() == ["ada", True]
+    assert late.result()
     with app.app_context():
         assert db.session.get(User, 1).name == "grace"
 
 
-@pytest.mark.parametrize("how", ["session", "token", "basic", "nobody"])
+@pytest.mark.parametrize("how", ["session", "token", "basic"])
 def test_flask_security_loads_the_user_again_except_after_basic_authentication(
     app: Flask, late: Late, db: Any, how: str
 ) -> None:
@@ -539,150 +439,116 @@ def test_flask_security_loads_the_user_again_except_after_basic_authentication(
     log_in = {"email": "ada@example.com", "password": "a password"}
     with app.app_context():
         db.create_all()
-        ada = users.create_user(**log_in)
+        token = users.create_user(**log_in).get_auth_token()
         db.session.commit()
-        token = ada.get_auth_token()
 
     def view() -> str:
-        id: int | None = getattr(security.current_user, "id", None)
-        db.session.commit()
-
         @carry_context
-        def rename(id: int | None) -> bool:
-            found: bool = security.current_user.is_authenticated
-            user = security.current_user if found else id and db.session.get(User, id)
-            if user:
-                user.email = "grace@example.com"
-                db.session.commit()
-            return found
+        def rename(id: int) -> bool:
+            is_found: bool = security.current_user.is_authenticated
+            user = security.current_user if is_found else db.session.get(User, id)
+            user.email = "grace@example.com"
+            db.session.commit()
+            return is_found
 
-        late.submit(rename, id)
-        return str(id)
+        late.submit(rename, security.current_user.id)
+        return ""
 
-    app.add_url_rule("/nobody", view_func=view)
     required = security.auth_required("session", "token", "basic")
-    app.add_url_rule("/", "known", required(view))
+    app.add_url_rule("/", view_func=required(view))
     client = app.test_client()
-    send: dict[str, Any] = {}
+    send: dict[str, Any] = {
+        "session": {},
+        "token": {"headers": {"Authentication-Token": token}},
+        "basic": {"auth": tuple(log_in.values())},
+    }
     if how == "session":
-        assert client.post("/login", data=log_in).status_code == 302
-    elif how == "token":
-        send["headers"] = {"Authentication-Token": token}
-    elif how == "basic":
-        send["auth"] = tuple(log_in.values())
-    id = client.get("/nobody" if how == "nobody" else "/", **send).text
-    assert id == ("None" if how == "nobody" else "1")
-    assert late.result() is (how in ("session", "token"))
+        client.post("/login", data=log_in)
+    assert client.get("/", **send[how]).status_code == 200
+    assert late.result() is (how != "basic")
     with app.app_context():
-        email = db.session.scalar(db.select(User.email))
-    assert email == ("ada" if how == "nobody" else "grace") + "@example.com"
+        assert db.session.scalar(db.select(User.email)) == "grace@example.com"
 
 
-@pytest.mark.parametrize(
-    "again",
-    [
-        pytest.param(False, id="without-the-recipe"),
-        pytest.param(True, id="with-the-recipe"),
-    ],
-)
+@with_and_without
 def test_flask_jwt_extended_knows_the_claims_and_loads_an_orm_user_again(
-    app: Flask, late: Late, db: Any, again: bool
+    app: Flask, late: Late, db: Any, warned: set[str], recipe: bool
 ) -> None:
     jwt = load("flask_jwt_extended")
-    manager = jwt.JWTManager(app)
-
-    class User(db.Model):  # type: ignore[misc]
-        name = db.Column(db.String, primary_key=True)
+    User = make_user(app, db)
 
     def find(header: dict[str, Any], claims: dict[str, Any]) -> Any:
-        return db.session.get(User, claims["sub"])
+        return db.session.get(User, int(claims["sub"]))
 
-    manager.user_lookup_loader(find)
+    jwt.JWTManager(app).user_lookup_loader(find)
     with app.app_context():
-        db.create_all()
-        db.session.add(User(name="ada"))
-        db.session.commit()
-        token = jwt.create_access_token("ada", additional_claims={"shop": "acme"})
+        token = jwt.create_access_token("1", additional_claims={"shop": "acme"})
 
     def view() -> str:
-        db.session.commit()
-
         @carry_context
         def claims() -> list[Any]:
             return [jwt.get_jwt_identity(), jwt.get_jwt()["shop"]]
 
         @carry_context
         def user() -> str:
-            if again:
+            if recipe:
                 jwt.verify_jwt_in_request()
-            name: str = jwt.current_user.name
-            return name
+            return str(jwt.current_user.name)
 
         late.submit(claims)
         late.submit(user)
         return ""
 
     app.add_url_rule("/", view_func=jwt.jwt_required()(view))
-    client = app.test_client()
-    assert client.get("/").status_code == 401
-    client.get("/", headers={"Authorization": f"Bearer {token}"})
-    assert late.result() == ["ada", "acme"]
-    if again:
+    app.test_client().get("/", headers={"Authorization": f"Bearer {token}"})
+    assert late.result() == ["1", "acme"]
+    if recipe:
         assert late.result() == "ada"
     else:
+        warned.add("_jwt_extended_jwt_user")
         with pytest.raises(RuntimeError, match="must provide a `@jwt.user_lookup_load"):
             late.result()
 
 
 @pytest.mark.parametrize("is_orm_object", [False, True])
 def test_flask_httpauth_knows_the_user_in_a_task_unless_it_is_an_orm_object(
-    app: Flask, late: Late, db: Any, is_orm_object: bool
+    app: Flask, late: Late, db: Any, warned: set[str], is_orm_object: bool
 ) -> None:
     auth = load("flask_httpauth").HTTPBasicAuth()
-
-    class User(db.Model):  # type: ignore[misc]
-        name = db.Column(db.String, primary_key=True)
-
-        def __str__(self) -> str:
-            return str(self.name)
+    User = make_user(app, db)
 
     def verify(name: str, password: str) -> Any:
-        if password != "a password":
-            return None
         return User(name=name) if is_orm_object else name
-
-    auth.verify_password(verify)
 
     def view() -> str:
         late.submit(carry_context(auth.current_user))
-        return str(auth.current_user())
+        return ""
 
+    auth.verify_password(verify)
     app.add_url_rule("/", view_func=auth.login_required(view))
-    client = app.test_client()
-    assert client.get("/", auth=("ada", "a guess")).status_code == 401
-    assert client.get("/", auth=("ada", "a password")).text == "ada"
+    assert app.test_client().get("/", auth=("ada", "a password")).status_code == 200
+    if is_orm_object:
+        warned.add("flask_httpauth_user")
     assert late.result() == (None if is_orm_object else "ada")
 
 
-@pytest.mark.parametrize("recipe", ["nothing", "blueprint.session", "a session"])
+@with_and_without
 def test_flask_dance_asks_in_the_name_of_the_user_with_a_session_of_the_task(
-    app: Flask, pool: ThreadPoolExecutor, recipe: str
+    app: Flask, late: Late, recipe: bool
 ) -> None:
     contrib, adapters = load("flask_dance.contrib.github"), load("requests.adapters")
-    requests = load("requests")
 
     class GitHub(adapters.HTTPAdapter):  # type: ignore[misc,name-defined]
         def send(self, request: Any, **options: Any) -> Any:
+            """Answer as if each token were the name of its user."""
             assert request.url == "https://api.github.com/user"
-            response = requests.Response()
+            response = adapters.Response()
             _, _, token = request.headers["Authorization"].partition(" ")
             response._content = json.dumps({"login": token}).encode()
             return response
 
     blueprint = contrib.make_github_blueprint("id", "secret")
     app.register_blueprint(blueprint)
-    answered, inside = threading.Event(), threading.Event()
-    tasks: list[Future[str]] = []
     names = run_snippet("A session of Flask-Dance", blueprint=blueprint)
     session_class = names["OAuth2Session"]
 
@@ -693,55 +559,28 @@ def test_flask_dance_asks_in_the_name_of_the_user_with_a_session_of_the_task(
 
     names["OAuth2Session"] = mounted
 
-    @app.route("/login/<name>")
-    def log_in(name: str) -> str:
-        session["github_oauth_token"] = {"access_token": name, "token_type": "bearer"}
-        return ""
-
-    def without() -> str:
-        if recipe == "blueprint.session":
-            g.flask_dance_github = blueprint.session
-        return str(contrib.github.authorized and contrib.github.access_token)
-
-    @app.route("/")
-    def view() -> str:
-        task = carry_context(names["get_login"] if recipe == "a session" else without)
-
-        def late() -> str:
-            assert inside.wait(TIMEOUT)
-            return str(task())
-
-        tasks.append(pool.submit(late))
-        return str(contrib.github.authorized and contrib.github.access_token)
-
-    @app.route("/wait")
-    def wait() -> str:
-        assert contrib.github.authorized
-        inside.set()
-        assert answered.wait(TIMEOUT)
+    def share_a_session() -> str:
+        g.flask_dance_github = blueprint.session
         return str(contrib.github.access_token)
 
-    ada, eve = app.test_client(), app.test_client()
-    ada.get("/login/ada")
-    eve.get("/login/eve")
-    assert ada.get("/").text == "ada"
-    waiting = pool.submit(eve.get, "/wait")
-    error = tasks[0].exception(TIMEOUT)
-    answered.set()
-    assert waiting.result(TIMEOUT).text == "eve"
-    if recipe == "nothing":
-        assert isinstance(error, AttributeError)
-    else:
-        assert error is None
-        # The session of the blueprint is the one of eve's request, which runs now.
-        assert tasks[0].result() == ("ada" if recipe == "a session" else "eve")
+    @app.route("/<user>")
+    def view(user: str) -> str:
+        session["github_oauth_token"] = {"access_token": user, "token_type": "bearer"}
+        assert contrib.github.authorized
+        if user == "eve":  # The task of ada's request runs during eve's.
+            return str(late.result())
+        late.submit(carry_context(names["get_login"] if recipe else share_a_session))
+        return ""
+
+    app.test_client().get("/ada")
+    assert app.test_client().get("/eve").text == ("ada" if recipe else "eve")
 
 
 # Sessions, forms and languages
 
 
 def test_flask_session_is_carried_and_its_store_left_alone(
-    app: Flask, pool: ThreadPoolExecutor, late: Late, tmp_path: Path
+    app: Flask, late: Late, warned: set[str], tmp_path: Path
 ) -> None:
     read: list[str] = []
 
@@ -753,26 +592,26 @@ def test_flask_session_is_carried_and_its_store_left_alone(
     app.config["SESSION_TYPE"] = "cachelib"
     app.config["SESSION_CACHELIB"] = Store(str(tmp_path))
     load("flask_session").Session(app)
+    warned.add("session")
 
     @app.route("/login")
     def log_in() -> str:
         session.update(user="ada", cart=["tea"])
         return ""
 
+    def look() -> list[Any]:
+        return [vars(session)["sid"], session["user"], [*session["cart"]]]
+
+    def change() -> list[Any]:
+        seen = look()
+        session["user"] = "eve"
+        session["cart"].append("milk")
+        return seen
+
     @app.route("/")
     def view() -> list[Any]:
-        @carry_context
-        def work() -> list[Any]:
-            found = [vars(session)["sid"], session["user"], [*session["cart"]]]
-            session["user"] = "eve"
-            session["cart"].append("milk")
-            return found
-
-        late.submit(work)
-        found = pool.submit(work).result(TIMEOUT)
-        viewed = [vars(session)["sid"], session["user"], session["cart"]]
-        assert found == viewed
-        return viewed
+        late.submit(carry_context(change))
+        return look()
 
     client = app.test_client()
     client.get("/login")
@@ -782,635 +621,468 @@ def test_flask_session_is_carried_and_its_store_left_alone(
     assert late.result() == seen
     assert read.count("session") == 1
     assert client.get("/").get_json() == seen
-    late.result()
 
 
-@pytest.mark.parametrize("first_in_the_view", [False, True])
+@pytest.mark.parametrize("where", ["task", "handler", "built-in"])
+def test_flask_socketio_keeps_what_the_handler_or_the_built_in_writes_to_its_session(
+    app: Flask, warned: set[str], where: str
+) -> None:
+    flask_socketio = load("flask_socketio")
+    socketio = flask_socketio.SocketIO(app, async_mode="threading")
+    carry = copy_current_request_context if where == "built-in" else carry_context
+
+    def order(item: str) -> None:
+        def work() -> None:
+            if where != "handler":
+                session["item"] = item
+            flask_socketio.emit("ordered", item)
+
+        if where == "handler":
+            session["item"] = item
+        socketio.start_background_task(carry(work)).join(TIMEOUT)
+
+    socketio.on_event("order", order)
+    socketio.on_event("look", lambda: session.get("item", "nothing"))
+    client = socketio.test_client(app)
+    client.emit("order", "tea")
+    (received,) = client.get_received()
+    assert (received["name"], received["args"]) == ("ordered", ["tea"])
+    if where == "task":
+        warned.add("session")
+    stored = client.emit("look", callback=True)
+    assert stored == ("nothing" if where == "task" else "tea")
+
+
+@with_and_without
 def test_flask_wtf_tokens_come_from_the_view_and_forms_validate_in_both(
-    app: Flask, late: Late, first_in_the_view: bool
+    app: Flask, in_task: InTask, warned: set[str], recipe: bool
 ) -> None:
     csrf, wtf, wtforms = load("flask_wtf.csrf"), load("flask_wtf"), load("wtforms")
-    answers = ThreadPoolExecutor(1)
 
     class Order(wtf.FlaskForm):  # type: ignore[misc,name-defined]
         item = wtforms.StringField(validators=[wtforms.validators.DataRequired()])
 
+    def validate() -> list[Any]:
+        form: Any = Order()
+        return [form.validate_on_submit(), form.item.data]
+
     @app.route("/token")
     def token() -> Any:
-        if first_in_the_view:
+        if recipe:
             csrf.generate_csrf()
-        with answers:
-            return answers.submit(carry_context(csrf.generate_csrf)).result(TIMEOUT)
+        return in_task(csrf.generate_csrf)
 
     @app.route("/order", methods=["POST"])
     def order() -> list[Any]:
-        def validate() -> list[Any]:
-            form: Any = Order()
-            return [form.validate_on_submit(), form.item.data]
-
-        valid = validate()
-        late.submit(carry_context(validate))
-        return valid
+        return [validate(), in_task(validate)]
 
     client = app.test_client()
     data = {"item": "tea", "csrf_token": client.get("/token").text}
-    # What the task put into the session was not sent, so its token fits none.
-    valid = client.post("/order", data=data).get_json()
-    assert valid == [first_in_the_view, "tea"]
-    assert late.result() == valid
+    seen = client.post("/order", data=data).get_json()
+    assert seen == [[recipe, "tea"], [recipe, "tea"]]
+    if not recipe:  # The token of the task is in no session that was sent.
+        warned.add("session")
 
 
 def test_flask_babel_forces_a_locale_for_the_task_alone(
-    app: Flask, pool: ThreadPoolExecutor
+    app: Flask, in_task: InTask
 ) -> None:
     babel = load("flask_babel")
-    babel.Babel(
-        app,
-        locale_selector=lambda: request.accept_languages.best_match(["en", "fr"]),
-    )
-    forced, looked = threading.Event(), threading.Event()
 
-    @app.route("/")
-    def view() -> dict[str, list[str]]:
-        def number() -> str:
-            return str(babel.format_decimal(1234.5))
+    def best_match() -> str | None:
+        return request.accept_languages.best_match(["en", "fr"])
 
-        first = number()
+    babel.Babel(app, locale_selector=best_match)
+    view_looked, task_forced = threading.Event(), threading.Event()
 
-        @carry_context
-        def work() -> list[str]:
-            before = number()
-            with babel.force_locale("de"):
-                forced.set()
-                assert looked.wait(TIMEOUT)
-                return [before, number()]
+    def number() -> str:
+        return str(babel.format_decimal(1234.5))
 
-        task = pool.submit(work)
-        assert forced.wait(TIMEOUT)
-        seen = [first, number()]
-        looked.set()
-        return {"view": seen, "task": task.result(TIMEOUT)}
+    def force() -> str:
+        with babel.force_locale("de"):
+            task_forced.set()
+            assert view_looked.wait(TIMEOUT)
+            return number()
 
-    seen = app.test_client().get("/", headers={"Accept-Language": "fr"}).get_json()
-    french = "1\u202f234,5"
-    assert seen == {"view": [french, french], "task": [french, "1.234,5"]}
+    french, german = "1\u202f234,5", "1.234,5"
+    with app.test_request_context(headers={"Accept-Language": "fr"}):
+        assert number() == in_task(number) == french
+        with ThreadPoolExecutor(1) as pool:
+            task = pool.submit(carry_context(force))
+            assert task_forced.wait(TIMEOUT)
+            assert number() == french
+            view_looked.set()
+            assert task.result(TIMEOUT) == german
+        with babel.force_locale("de"):
+            assert [number(), in_task(number)] == [german, french]
 
 
 # Dependency injection
 
 
-@pytest.mark.parametrize(
-    "recipe",
-    [
-        pytest.param(False, id="without-the-recipe"),
-        pytest.param(True, id="with-the-recipe"),
-    ],
-)
+class Connection:
+    """Stands for what a container opens and closes."""
+
+    def __init__(self) -> None:
+        self.closed = 0
+
+    def count(self, table: str) -> int:
+        return len(table)
+
+
+class Container(NamedTuple):
+    """How an app gets a connection from the container of a library."""
+
+    in_the_view: Callable[[], Connection]
+    in_a_task: Callable[[], object]
+
+
+Make = Callable[[Flask, list[Connection]], Container]
+
+
+def connector(opened: list[Connection]) -> Callable[[], Iterator[Connection]]:
+    """Make a factory of connections that are closed with their container."""
+
+    def connect() -> Iterator[Connection]:
+        connection = Connection()
+        opened.append(connection)
+        yield connection
+        connection.closed += 1
+
+    return connect
+
+
+def find_path(request: Request) -> str:
+    return request.path
+
+
+def dishka_container(app: Flask, opened: list[Connection]) -> Container:
+    provider = dishka.Provider(scope=dishka.Scope.REQUEST)
+    provider.provide(connector(opened))
+    provider.provide(find_path)
+    provider.from_context(provides=Request, scope=dishka.Scope.REQUEST)
+    container = dishka.make_container(provider)
+    setup_dishka(container, app)
+    names = run_snippet(
+        "Dependency injection", container=container, Connection=Connection
+    )
+
+    def task() -> None:
+        assert names["task"]() == len("orders")
+        with container({Request: request}) as g.dishka_container:
+            assert g.dishka_container.get(str) == "/"
+
+    return Container(lambda: g.dishka_container.get(Connection), task)
+
+
+def svcs_container(app: Flask, opened: list[Connection]) -> Container:
+    svcs: Any = load("svcs")
+    svcs.flask.init_app(app)
+    svcs.flask.register_factory(app, Connection, connector(opened))
+
+    def get() -> Connection:
+        connection: Connection = svcs.flask.get(Connection)
+        return connection
+
+    return Container(get, get)
+
+
+def wireup_container(app: Flask, opened: list[Connection]) -> Container:
+    connect = wireup.injectable(lifetime="scoped")(connector(opened))
+    container = wireup.create_sync_container(injectables=[connect])
+    wireup.integration.flask.setup(container, app)
+
+    def get() -> Connection:
+        return wireup.integration.flask.get_request_container().get(Connection)
+
+    def task() -> Connection:
+        with container.enter_scope() as g.wireup_container:
+            return get()
+
+    return Container(get, task)
+
+
+@pytest.mark.parametrize("make", [dishka_container, svcs_container, wireup_container])
+def test_a_task_has_its_own_container_which_is_closed_when_the_task_ends(
+    app: Flask, in_task: InTask, make: Make
+) -> None:
+    opened: list[Connection] = []
+    container = make(app, opened)
+
+    @app.route("/")
+    def view() -> list[Any]:
+        viewed = container.in_the_view()
+        in_task(container.in_a_task)
+        return [opened[0] is viewed, [each.closed for each in opened]]
+
+    assert app.test_client().get("/").get_json() == [True, [0, 1]]
+    assert [each.closed for each in opened] == [1, 1]
+
+
+@pytest.mark.parametrize("make", [dishka_container, wireup_container])
+def test_a_container_in_g_stays_with_the_view(
+    app: Flask, in_task: InTask, warned: set[str], make: Make
+) -> None:
+    container = make(app, [])
+    warned.add(make.__name__)  # It is the library's name in g, too.
+
+    @app.route("/")
+    def view() -> str:
+        with pytest.raises(AttributeError, match="stays with the view"):
+            in_task(container.in_the_view)
+        return ""
+
+    app.test_client().get("/")
+
+
+@with_and_without
 def test_flask_injector_shares_the_objects_of_a_request_unless_the_task_prepares_a_scope(
-    app: Flask, pool: ThreadPoolExecutor, recipe: bool
+    app: Flask, in_task: InTask, recipe: bool
 ) -> None:
     flask_injector = load("flask_injector")
     RequestScope = flask_injector.RequestScope
 
+    def find_in_task() -> Any:
+        if recipe:
+            injector.get(RequestScope).prepare()
+        return injector.get(Connection)
+
     @app.route("/")
     def view() -> list[bool]:
         viewed = injector.get(Connection)
-
-        @carry_context
-        def task() -> list[bool]:
-            if recipe:
-                injector.get(RequestScope).prepare()
-            own = injector.get(Connection)
-            return [own is not viewed, own is injector.get(Connection)]
-
-        seen = pool.submit(task).result(TIMEOUT)
-        return [*seen, viewed is injector.get(Connection)]
+        own = in_task(find_in_task) is not viewed
+        return [own, injector.get(Connection) is viewed]
 
     def configure(binder: Any) -> None:
         binder.bind(Connection, to=Connection, scope=flask_injector.request)
 
     injector = flask_injector.FlaskInjector(app, modules=[configure]).injector
-    assert app.test_client().get("/").get_json() == [recipe, True, True]
-
-
-def test_dishka_opens_a_container_in_the_task_and_closes_it(
-    app: Flask, pool: ThreadPoolExecutor
-) -> None:
-    opened: list[Connection] = []
-    provider = dishka.Provider(scope=dishka.Scope.REQUEST)
-
-    def connect() -> Generator[Connection]:
-        yield from open_connection(opened)
-
-    def find_path(request: Request) -> str:
-        return request.path
-
-    provider.provide(connect)
-    provider.provide(find_path)
-    provider.from_context(provides=Request, scope=dishka.Scope.REQUEST)
-    container = dishka.make_container(provider)
-    names = run_snippet(
-        "Dependency injection",
-        container=container,
-        Connection=Connection,
-    )
-
-    @app.route("/")
-    def view() -> list[Any]:
-        viewed = g.dishka_container.get(Connection)
-
-        @carry_context
-        def without() -> Any:
-            return g.dishka_container
-
-        @carry_context
-        def with_the_request() -> str:
-            with container({Request: request}) as g.dishka_container:
-                return str(g.dishka_container.get(str))
-
-        assert isinstance(pool.submit(without).exception(TIMEOUT), AttributeError)
-        assert pool.submit(with_the_request).result(TIMEOUT) == "/"
-        count = pool.submit(carry_context(names["task"])).result(TIMEOUT)
-        return [count, opened[0] is viewed, [each.closed for each in opened]]
-
-    setup_dishka(container, app)
-    assert app.test_client().get("/").get_json() == [6, True, [0, 1]]
-    assert [each.closed for each in opened] == [1, 1]
-    container.close()
-
-
-def test_wireup_opens_a_container_in_the_task_and_closes_it(
-    app: Flask, pool: ThreadPoolExecutor
-) -> None:
-    opened: list[Connection] = []
-
-    @wireup.injectable(lifetime="scoped")
-    def connect() -> Generator[Connection]:
-        yield from open_connection(opened)
-
-    @app.route("/")
-    def view() -> list[Any]:
-        viewed = g.wireup_container.get(Connection)
-
-        @carry_context
-        def without() -> Any:
-            return g.wireup_container
-
-        @carry_context
-        def task() -> bool:
-            with container.enter_scope() as g.wireup_container:
-                found = wireup.integration.flask.get_request_container().get(Connection)
-                return found is viewed
-
-        assert isinstance(pool.submit(without).exception(TIMEOUT), AttributeError)
-        shared = pool.submit(task).result(TIMEOUT)
-        return [shared, opened[0] is viewed, [each.closed for each in opened]]
-
-    container = wireup.create_sync_container(injectables=[connect])
-    wireup.integration.flask.setup(container, app)
-    assert app.test_client().get("/").get_json() == [False, True, [0, 1]]
-    assert [each.closed for each in opened] == [1, 1]
-
-
-def test_svcs_gives_the_task_a_container_and_closes_it(
-    app: Flask, pool: ThreadPoolExecutor
-) -> None:
-    opened: list[Connection] = []
-
-    def connect() -> Generator[Connection]:
-        yield from open_connection(opened)
-
-    svcs: Any = load("svcs")
-    svcs.flask.init_app(app)
-    svcs.flask.register_factory(app, Connection, connect)
-
-    @app.route("/")
-    def view() -> list[Any]:
-        viewed = svcs.flask.get(Connection)
-
-        @carry_context
-        def task() -> bool:
-            return svcs.flask.get(Connection) is viewed
-
-        shared = pool.submit(task).result(TIMEOUT)
-        return [shared, opened[0] is viewed, [each.closed for each in opened]]
-
-    assert app.test_client().get("/").get_json() == [False, True, [0, 1]]
-    assert [each.closed for each in opened] == [1, 1]
+    assert app.test_client().get("/").get_json() == [recipe, True]
 
 
 # Errors, traces and metrics
 
 
 def test_an_error_in_a_task_goes_to_its_caller_and_not_to_the_signal_of_requests(
-    app: Flask, pool: ThreadPoolExecutor
+    app: Flask, in_task: InTask
 ) -> None:
     received: list[Any] = []
 
     def receive(sender: Flask, exception: Exception) -> None:
         received.append(exception)
 
-    @app.route("/")
-    def view() -> str:
-        @carry_context
-        def fail() -> None:
-            raise LookupError("tea")
-
-        return repr(pool.submit(fail).exception(TIMEOUT))
-
-    with got_request_exception.connected_to(receive, app):
-        assert app.test_client().get("/").text == "LookupError('tea')"
+    got_request_exception.connect(receive, app)
+    with app.test_request_context(), pytest.raises(ZeroDivisionError):
+        in_task(divmod, 1, 0)
     assert received == []
 
 
-class KeptEvents(Transport):
-    def __init__(self) -> None:
-        super().__init__()
-        self.events: list[Any] = []
+class Report(NamedTuple):
+    """What an error tracker would send for one error."""
 
-    def capture_envelope(self, envelope: Envelope) -> None:
-        self.events.append(envelope.get_event())
+    tag: str
+    request: Any
 
 
-@pytest.mark.parametrize("separate", [False, True])
-def test_sentry_mixes_the_tags_of_tasks_unless_each_has_an_isolation_scope(
-    app: Flask, pool: ThreadPoolExecutor, separate: bool
-) -> None:
-    kept = KeptEvents()
+class Tracker(NamedTuple):
+    reports: list[Report]
+    report: Callable[[Exception], object]
+    tag: Callable[[str], object] = id
+    separate: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
+
+
+def sentry_tracker(app: Flask) -> Tracker:
+    reports: list[Report] = []
+
+    def keep(event: Any, hint: Any) -> None:
+        reports.append(Report(event["tags"]["item"], None))
+
+    def tag(item: str) -> None:
+        sentry_sdk.set_tag("item", item)
+
     sentry_sdk.init(
         "http://key@127.0.0.1/1",
-        transport=kept,
+        before_send=keep,  # It returns None, so nothing is sent.
+        auto_session_tracking=False,
         default_integrations=False,
         integrations=[FlaskIntegration()],
+        send_client_reports=False,
     )
+    separate = sentry_sdk.isolation_scope
+    return Tracker(reports, sentry_sdk.capture_exception, tag, separate)
+
+
+def bugsnag_tracker(app: Flask) -> Tracker:
+    bugsnag, delivery = load("bugsnag"), load("bugsnag.delivery")
+    RequestConfiguration = load("bugsnag.configuration").RequestConfiguration
+    reports: list[Report] = []
+
+    class Kept(delivery.Delivery):  # type: ignore[misc,name-defined]
+        def deliver(self, config: Any, payload: Any, options: Any = None) -> None:
+            (event,) = json.loads(payload)["events"]
+            reports.append(Report(event["context"], event["metaData"].get("request")))
+
+    def tag(item: str) -> None:
+        bugsnag.configure_request(context=item)
+
+    @contextlib.contextmanager
+    def separate() -> Generator[None]:
+        RequestConfiguration.set_instance(
+            copy.deepcopy(RequestConfiguration.get_instance())
+        )
+        yield
+
+    bugsnag.configure(
+        api_key="0" * 32,
+        asynchronous=False,
+        auto_capture_sessions=False,
+        auto_notify=False,
+        delivery=Kept(),
+    )
+    load("bugsnag.flask").handle_exceptions(app)
+    return Tracker(reports, bugsnag.notify, tag, separate)
+
+
+def rollbar_tracker(app: Flask) -> Tracker:
+    rollbar = load("rollbar")
+    reports: list[Report] = []
+
+    def keep(payload: dict[str, Any], **extra: Any) -> bool:
+        reports.append(Report("", payload["data"].get("request")))
+        return False  # Nothing is sent.
+
+    def report(error: Exception) -> None:
+        try:
+            raise error
+        except LookupError:
+            rollbar.report_exc_info(request=request)
+
+    start = load("rollbar.contrib.flask").init
+    start(app, "token", handler="blocking", allow_logging_basic_config=False)
+    rollbar.events.reset()
+    rollbar.events.add_payload_handler(keep)
+    return Tracker(reports, report)
+
+
+@pytest.fixture
+def tracker(app: Flask, request: pytest.FixtureRequest) -> Iterator[Tracker]:
+    yield request.param(app)
+    sentry_sdk.get_global_scope().set_client(None)
+
+
+@pytest.mark.parametrize("tracker", [sentry_tracker, bugsnag_tracker], indirect=True)
+@with_and_without
+def test_the_tags_of_tasks_mix_in_an_error_tracker_unless_each_has_its_own(
+    app: Flask, pool: ThreadPoolExecutor, tracker: Tracker, recipe: bool
+) -> None:
     both = threading.Barrier(2)
 
     @app.route("/")
     def view() -> str:
-        sentry_sdk.set_tag("request", "r1")
+        tracker.tag("view")
 
         @carry_context
         def work(item: str) -> None:
-            with sentry_sdk.isolation_scope() if separate else contextlib.nullcontext():
-                sentry_sdk.set_tag("item", item)
+            with tracker.separate() if recipe else contextlib.nullcontext():
+                tracker.tag(item)
                 both.wait(TIMEOUT)
-                sentry_sdk.capture_message(item)
+                tracker.report(LookupError())
 
         list(pool.map(work, ["tea", "milk"]))
-        sentry_sdk.capture_message("the view")
+        tracker.report(LookupError())
         return ""
 
-    try:
-        app.test_client().get("/")
-    finally:
-        sentry_sdk.get_global_scope().set_client(None)
-    tags = {event["message"]: event["tags"] for event in kept.events}
-    assert {event["transaction"] for event in kept.events} == {"view"}
-    assert {tag["request"] for tag in tags.values()} == {"r1"}
-    items = {message: tag.get("item") for message, tag in tags.items()}
-    if separate:
-        assert items == {"tea": "tea", "milk": "milk", "the view": None}
+    contextvars.Context().run(app.test_client().get, "/")
+    tags = [report.tag for report in tracker.reports]
+    if recipe:
+        assert sorted(tags) == ["milk", "tea", "view"]
     else:
-        assert len(items) == 3 and len(set(items.values())) == 1
+        assert len(tags) == 3 and len(set(tags)) == 1
+
+
+# Rollbar imports WebOb, which imports cgi.
+@pytest.mark.filterwarnings("ignore:'cgi' is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("tracker", [bugsnag_tracker, rollbar_tracker], indirect=True)
+@with_and_without
+def test_an_error_tracker_reports_the_request_if_the_view_has_read_its_body(
+    app: Flask, in_task: InTask, tracker: Tracker, recipe: bool
+) -> None:
+    @app.route("/", methods=["POST"])
+    def view() -> str:
+        if recipe:
+            request.get_data()
+        in_task(tracker.report, LookupError())
+        return ""
+
+    send = app.test_client().post
+    contextvars.Context().run(send, "/", data={"item": "tea"})
+    (report,) = tracker.reports
+    assert bool(report.request) is recipe
 
 
 def test_structlog_binds_for_the_task_what_the_view_had_bound(
-    app: Flask, pool: ThreadPoolExecutor
+    app: Flask, in_task: InTask
 ) -> None:
+    def bind() -> dict[str, Any]:
+        bind_contextvars(task="t1")
+        return get_contextvars()
+
     @app.route("/")
-    def view() -> dict[str, Any]:
+    def view() -> list[Any]:
         bind_contextvars(request_id="r1")
-
-        @carry_context
-        def work() -> dict[str, Any]:
-            bind_contextvars(task="t1")
-            return get_contextvars()
-
-        return {"task": pool.submit(work).result(TIMEOUT), "view": get_contextvars()}
+        return [in_task(bind), get_contextvars()]
 
     seen = contextvars.Context().run(app.test_client().get, "/").get_json()
-    assert seen["task"] == {"request_id": "r1", "task": "t1"}
-    assert seen["view"] == {"request_id": "r1"}
+    assert seen == [{"request_id": "r1", "task": "t1"}, {"request_id": "r1"}]
 
 
 def test_opentelemetry_makes_the_tasks_span_a_child_of_the_requests(
-    app: Flask, pool: ThreadPoolExecutor, caplog: pytest.LogCaptureFixture
+    app: Flask, late: Late, caplog: pytest.LogCaptureFixture
 ) -> None:
     instrumentation = load("opentelemetry.instrumentation.flask")
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     instrumentation.FlaskInstrumentor().instrument_app(app, tracer_provider=provider)
-    answered = threading.Event()
-    tasks: list[Future[None]] = []
 
     @app.route("/")
     def view() -> str:
         @carry_context
-        def work(late: bool) -> None:
-            assert not late or answered.wait(TIMEOUT)
+        def work() -> None:
             with provider.get_tracer("shop").start_as_current_span("task"):
                 pass
 
-        tasks[:] = [pool.submit(work, late) for late in (False, True)]
-        tasks[0].result(TIMEOUT)
+        late.submit(work)
         return ""
 
     app.test_client().get("/")
-    answered.set()
-    tasks[1].result(TIMEOUT)
-    early, viewed, late = exporter.get_finished_spans()
-    assert (early.name, viewed.name, late.name) == ("task", "GET /", "task")
-    assert viewed.context is not None and early.parent is not None
-    assert early.parent.span_id == viewed.context.span_id
-    assert late.parent == early.parent
+    late.result()
+    viewed, task = exporter.get_finished_spans()
+    assert (viewed.name, task.name) == ("GET /", "task")
+    assert viewed.context is not None and task.parent is not None
+    assert task.parent.span_id == viewed.context.span_id
     assert not [log for log in caplog.records if log.levelname != "DEBUG"]
 
 
-def start_bugsnag(app: Flask) -> list[Any]:
-    """Return a list that takes what Bugsnag would send for the app."""
-    bugsnag, delivery = load("bugsnag"), load("bugsnag.delivery")
-    kept: list[Any] = []
-
-    class Kept(delivery.Delivery):  # type: ignore[misc,name-defined]
-        def deliver(self, config: Any, payload: Any, options: Any = None) -> None:
-            kept.extend(json.loads(payload)["events"])
-
-    bugsnag.configure(
-        api_key="0" * 32,
-        delivery=Kept(),
-        asynchronous=False,
-        auto_capture_sessions=False,
-        auto_notify=False,
-    )
-    load("bugsnag.flask").handle_exceptions(app)
-    return kept
-
-
-@pytest.mark.parametrize("separate", [False, True])
-def test_bugsnag_mixes_the_data_of_tasks_unless_each_has_a_copy(
-    app: Flask, pool: ThreadPoolExecutor, separate: bool
-) -> None:
-    kept = start_bugsnag(app)
-    bugsnag, configuration = load("bugsnag"), load("bugsnag.configuration")
-    RequestConfiguration = configuration.RequestConfiguration
-    both = threading.Barrier(2)
-
-    @app.route("/")
-    def view() -> str:
-        bugsnag.configure_request(context="the view")
-
-        @carry_context
-        def work(item: str) -> None:
-            if separate:
-                RequestConfiguration.set_instance(
-                    copy.deepcopy(RequestConfiguration.get_instance())
-                )
-            bugsnag.configure_request(context=item)
-            both.wait(TIMEOUT)
-            bugsnag.notify(LookupError(item))
-
-        list(pool.map(work, ["tea", "milk"]))
-        bugsnag.notify(LookupError("the view"))
-        return ""
-
-    contextvars.Context().run(app.test_client().get, "/")
-    found = {each["exceptions"][0]["message"]: each["context"] for each in kept}
-    if separate:
-        assert found == {"tea": "tea", "milk": "milk", "the view": "the view"}
-    else:
-        assert len(found) == 3 and len(set(found.values())) == 1
-
-
-@pytest.mark.parametrize("read", [False, True])
-def test_bugsnag_reports_the_request_of_a_task_if_the_view_has_read_its_body(
-    app: Flask, pool: ThreadPoolExecutor, read: bool
-) -> None:
-    bugsnag, kept = load("bugsnag"), start_bugsnag(app)
-
-    @app.route("/", methods=["POST"])
-    def view() -> str:
-        if read:
-            request.get_data()
-        pool.submit(carry_context(bugsnag.notify), LookupError("tea")).result(TIMEOUT)
-        return ""
-
-    contextvars.Context().run(app.test_client().post, "/", json={"item": "tea"})
-    (event,) = kept
-    data = event["metaData"].get("request", {}).get("data")
-    assert data == ({"item": "tea"} if read else None)
-
-
-@pytest.fixture
-def rollbar_reports(app: Flask) -> Generator[list[Any]]:
-    """What Rollbar would send for the app."""
-    kept: list[Any] = []
-
-    def keep(payload: dict[str, Any], **extra: Any) -> bool:
-        kept.append(payload["data"])
-        return False  # Nothing is sent.
-
-    rollbar, extension = load("rollbar"), load("rollbar.contrib.flask")
-    extension.init(app, "token", handler="blocking", allow_logging_basic_config=False)
-    rollbar.events.add_payload_handler(keep)
-    yield kept
-    rollbar.events.reset()
-
-
-# Rollbar imports WebOb, which imports cgi.
-@pytest.mark.filterwarnings("ignore:'cgi' is deprecated:DeprecationWarning")
-@pytest.mark.parametrize("read", [False, True])
-def test_rollbar_reports_the_request_of_a_task_if_the_view_has_read_its_body(
-    app: Flask, pool: ThreadPoolExecutor, rollbar_reports: list[Any], read: bool
-) -> None:
-    rollbar = load("rollbar")
-
-    @app.route("/", methods=["POST"])
-    def view() -> str:
-        if read:
-            request.get_data()
-
-        @carry_context
-        def work() -> None:
-            try:
-                raise LookupError("tea")
-            except LookupError:
-                rollbar.report_exc_info(request=request)
-
-        pool.submit(work).result(TIMEOUT)
-        return ""
-
-    app.test_client().post("/", data={"item": "tea"})
-    (report,) = rollbar_reports
-    assert report["body"]["trace"]["exception"]["message"] == "tea"
-    form = report.get("request", {}).get("POST")
-    assert form == ({"item": "tea"} if read else None)
-
-
-# New Relic changes the modules that are imported after it, so it has a process.
-NEW_RELIC = """
-import threading
-from concurrent.futures import ThreadPoolExecutor
-
-import newrelic.agent
-
-newrelic.agent.initialize()
-newrelic.agent.register_application(timeout=20)
-
-from flask import Flask, request
-
-from ctxcarry import carry_context
-
-app = Flask("shop")
-answered = threading.Event()
-tasks = []
-
-
-@app.route("/")
-def view():
-    assert newrelic.agent.current_transaction()
-
-    def without():
-        assert answered.wait(20)
-        print(newrelic.agent.current_transaction())
-
-    def work():
-        with newrelic.agent.BackgroundTask(newrelic.agent.application(), "report"):
-            print(newrelic.agent.current_transaction().name, "at", request.path)
-
-    tasks.append(pool.submit(carry_context(without)))
-    tasks.append(pool.submit(carry_context(work)))
-    return ""
-
-
-with ThreadPoolExecutor(1) as pool:
-    app.test_client().get("/")
-    answered.set()
-    for task in tasks:
-        task.result(20)
-"""
-
-
-def test_new_relic_records_a_task_after_the_response_as_a_background_task(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("NEW_RELIC_DEVELOPER_MODE", "true")  # Without its service.
-    monkeypatch.setenv("NEW_RELIC_LICENSE_KEY", "0" * 40)
-    monkeypatch.setenv("NEW_RELIC_APP_NAME", "shop")
-    monkeypatch.setenv("NEW_RELIC_LOG", str(tmp_path / "log"))
-    done = subprocess.run(
-        [sys.executable, "-c", NEW_RELIC],
-        check=True,
-        cwd=EXAMPLES.parent,
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=60,
-    )
-    assert done.stdout == "None\nreport at /\n"
-
-
-class XRay(NamedTuple):
-    recorder: Any
-    receive: Callable[[], Any]
-
-
-@pytest.fixture
-def x_ray(app: Flask, monkeypatch: pytest.MonkeyPatch) -> Generator[XRay]:
-    """X-Ray for the app, and what its daemon receives."""
-    recorder = load("aws_xray_sdk.core").xray_recorder
-    rendering = load("flask.templating")
-    monkeypatch.setattr(rendering, "_render", rendering._render)  # It is replaced.
-    daemon = socket.socket(type=socket.SOCK_DGRAM)
-    daemon.settimeout(TIMEOUT)
-    daemon.bind(("127.0.0.1", 0))
-    # Nothing else closes the socket of an emitter, which warns.
-    recorder.emitter._socket.close()
-    recorder.emitter = load("aws_xray_sdk.core.emitters.udp_emitter").UDPEmitter()
-    recorder.configure(
-        service="shop",
-        sampling=False,
-        daemon_address=f"127.0.0.1:{daemon.getsockname()[1]}",
-        context_missing="IGNORE_ERROR",
-    )
-    load("aws_xray_sdk.ext.flask.middleware").XRayMiddleware(app, recorder)
-
-    def receive() -> Any:
-        _, _, segment = daemon.recv(65536).decode().partition("\n")
-        return json.loads(segment)
-
-    with daemon:
-        yield XRay(recorder, receive)
-    recorder.clear_trace_entities()
-    recorder.emitter._socket.close()
-
-
-def test_aws_x_ray_has_a_segment_in_the_task_if_the_task_starts_one(
-    app: Flask, late: Late, x_ray: XRay
-) -> None:
-    def build_report() -> str:
-        x_ray.recorder.current_segment().put_annotation("path", request.path)
-        return "built"
-
-    names = run_snippet(
-        "A segment of X-Ray",
-        carry_context=carry_context,
-        build_report=build_report,
-        executor=late,
-    )
-
-    @app.route("/")
-    def view() -> str:
-        late.submit(carry_context(x_ray.recorder.get_trace_entity))
-        names["start_report"]()
-        return ""
-
-    app.test_client().get("/")
-    of_the_view = x_ray.receive()
-    assert late.result() is None
-    assert late.result() == "built"
-    of_the_task = x_ray.receive()
-    assert (of_the_view["name"], of_the_task["name"]) == ("shop", "report")
-    assert of_the_task["trace_id"] == of_the_view["trace_id"]
-    assert of_the_task["parent_id"] == of_the_view["id"]
-    assert of_the_task["annotations"] == {"path": "/"}
-
-
-def test_aws_x_ray_ends_the_segment_of_the_view_with_a_task_that_shares_it(
-    app: Flask, pool: ThreadPoolExecutor, x_ray: XRay
-) -> None:
-    @app.route("/")
-    def view() -> list[bool]:
-        segment = x_ray.recorder.current_segment()
-        share = carry_context(x_ray.recorder.set_trace_entity)
-        before = segment.in_progress
-        pool.submit(share, segment).result(TIMEOUT)
-        after = segment.in_progress
-        x_ray.recorder.clear_trace_entities()
-        x_ray.recorder.begin_segment("for the functions that run after the view")
-        return [before, after]
-
-    assert app.test_client().get("/").get_json() == [True, False]
-
-
-@pytest.mark.parametrize("recipe", [False, True])
+@with_and_without
 def test_prometheus_flask_exporter_counts_a_failed_task_unless_it_is_not_tracked(
-    app: Flask, pool: ThreadPoolExecutor, recipe: bool
+    app: Flask, in_task: InTask, recipe: bool
 ) -> None:
     exporter, client = load("prometheus_flask_exporter"), load("prometheus_client")
     exporter.PrometheusMetrics(app, registry=client.CollectorRegistry())
 
+    def fail() -> None:
+        task_request: Any = request
+        if recipe:
+            task_request.prom_do_not_track = True
+        raise LookupError
+
     @app.route("/")
     def view() -> str:
-        @carry_context
-        def work() -> None:
-            task_request: Any = request
-            if recipe:
-                task_request.prom_do_not_track = True
-            raise LookupError("tea")
+        with pytest.raises(LookupError):
+            in_task(fail)
+        return ""
 
-        error = pool.submit(work).exception(TIMEOUT)
-        return type(error).__name__
-
-    assert app.test_client().get("/").text == "LookupError"
+    app.test_client().get("/")
     metrics = app.test_client().get("/metrics").text
     counted = re.findall(
         r'^flask_http_request_total{.*status="(\d+)"} 1', metrics, re.MULTILINE
@@ -1419,37 +1091,21 @@ def test_prometheus_flask_exporter_counts_a_failed_task_unless_it_is_not_tracked
 
 
 def test_pyinstrument_profiles_a_task_without_its_support_for_async(
-    app: Flask, pool: ThreadPoolExecutor
+    app: Flask, in_task: InTask
 ) -> None:
-    @app.before_request
-    def start() -> None:
-        g.profiler = pyinstrument.Profiler()
-        g.profiler.start()
+    def refused() -> None:
+        with pyinstrument.Profiler():
+            pass
 
-    @app.after_request
-    def stop(response: Response) -> Response:
-        g.profiler.stop()
-        return response
+    def work() -> Any:
+        with pyinstrument.Profiler(async_mode="disabled") as profiler:
+            pass
+        return profiler.last_session
 
-    @app.route("/")
-    def view() -> list[Any]:
-        @carry_context
-        def refused() -> None:
-            with pyinstrument.Profiler():
-                pass
-
-        @carry_context
-        def work() -> bool:
-            with pyinstrument.Profiler(async_mode="disabled") as profiler:
-                pass
-            return profiler.last_session is not None
-
-        error = pool.submit(refused).exception(TIMEOUT)
-        return [str(error), pool.submit(work).result(TIMEOUT)]
-
-    message, profiled = app.test_client().get("/").get_json()
-    assert "There is already a profiler running" in message
-    assert profiled
+    with app.test_request_context(), pyinstrument.Profiler():
+        with pytest.raises(RuntimeError, match="There is already a profiler running"):
+            in_task(refused)
+        assert in_task(work)
 
 
 # Async code, queues and schedulers
@@ -1472,15 +1128,13 @@ def test_asgiref_runs_sync_code_of_a_task_under_wsgi_to_asgi_in_another_thread(
     async def in_a_thread() -> str:
         return await asyncio.to_thread(work)
 
+    def start(run: Callable[[Any], str], task: Callable[[], Any]) -> str:
+        return run(task())
+
     @app.route("/")
     def view() -> str:
         for task in (sensitive, insensitive, in_a_thread):
-            run = carry_context(asyncio.run)
-
-            def start(run: Any = run, task: Any = task) -> str:
-                return str(run(task()))
-
-            late.submit(start)
+            late.submit(start, carry_context(asyncio.run), task)
         return "answered"
 
     async def serve() -> None:
@@ -1495,8 +1149,7 @@ def test_asgiref_runs_sync_code_of_a_task_under_wsgi_to_asgi_in_another_thread(
         client = testing.ApplicationCommunicator(wsgi.WsgiToAsgi(app), scope)
         await client.send_input({"type": "http.request", "body": b""})
         assert (await client.receive_output(TIMEOUT))["type"] == "http.response.start"
-        body = await client.receive_output(TIMEOUT)
-        assert body["type"] == "http.response.body" and body["body"] == b"answered"
+        assert (await client.receive_output(TIMEOUT))["body"] == b"answered"
         await client.wait()
         with pytest.raises(RuntimeError, match="would deadlock"):
             await asyncio.to_thread(late.result)
@@ -1514,53 +1167,36 @@ def price(item: str) -> str:
 def test_apscheduler_keeps_a_carried_function_in_memory_and_refuses_to_store_it(
     app: Flask, tmp_path: Path
 ) -> None:
-    schedulers = load("apscheduler.schedulers.background")
     stores = load("apscheduler.jobstores.sqlalchemy")
-    scheduler = schedulers.BackgroundScheduler(timezone="UTC")
+    scheduler = load("apscheduler.schedulers.background").BackgroundScheduler()
     url = f"sqlite:///{tmp_path / 'jobs.sqlite'}"
     scheduler.add_jobstore(stores.SQLAlchemyJobStore(url), "stored")
     scheduler.start()
-    ran = threading.Event()
-    seen: list[str] = []
-
-    def work() -> None:
-        seen.append(request.path)
-        ran.set()
-
-    @app.route("/")
-    def view() -> str:
-        scheduler.add_job(carry_context(work))
-        assert ran.wait(TIMEOUT)
-        with pytest.raises(ValueError, match="could not be determined"):
-            scheduler.add_job(carry_context(price), args=["tea"], jobstore="stored")
+    paths: queue.Queue[str] = queue.Queue()
+    try:
+        with app.test_request_context("/orders"):
+            scheduler.add_job(carry_context(lambda: paths.put(request.path)))
+            with pytest.raises(ValueError, match="could not be determined"):
+                scheduler.add_job(carry_context(price), args=["tea"], jobstore="stored")
+        assert paths.get(timeout=TIMEOUT) == "/orders"
         tomorrow = {"trigger": "interval", "days": 1}
         job = scheduler.add_job(price, args=["tea"], jobstore="stored", **tomorrow)
-        return str(job.func_ref)
-
-    try:
-        assert app.test_client().get("/").text == f"{__name__}:price"
+        assert job.func_ref == f"{__name__}:price"
     finally:
         scheduler.shutdown()
-    assert seen == ["/"]
 
 
-def test_rq_fails_the_job_of_a_carried_function_and_runs_that_of_a_module(
+def test_rq_finds_the_function_of_a_module_in_its_worker_and_no_carried_one(
     app: Flask,
 ) -> None:
-    connection, rq = fakeredis.FakeStrictRedis(), load("rq")
-    queue = rq.Queue(connection=connection)
-
-    @app.route("/")
-    def view() -> list[str]:
-        jobs = [queue.enqueue(carry_context(price), "tea"), queue.enqueue(price, "tea")]
-        return [job.id for job in jobs]
-
-    ids = app.test_client().get("/").get_json()
-    worker = rq.SimpleWorker([queue], connection=connection)
-    worker.work(burst=True, logging_level="CRITICAL")
-    carried, bare = (rq.job.Job.fetch(id, connection=connection) for id in ids)
-    assert carried.is_failed and carried.return_value() is None
-    assert bare.return_value() == "tea: 4"
+    job = load("rq.job").Job
+    connection = object()  # Nothing is stored.
+    with app.test_request_context():
+        carried = job.create(carry_context(price), ["tea"], connection=connection)
+    with pytest.raises(ValueError, match="Invalid attribute name: price"):
+        carried.perform()
+    bare = job.create(price, ["tea"], connection=connection)
+    assert bare.perform() == "tea: 4"
 
 
 # The guide
@@ -1571,6 +1207,7 @@ ROWS = [
     for line in GUIDE.splitlines()
     if line.startswith("| ") and not line.startswith("| extension")
 ]
+TESTED = [row for row in ROWS if not row[0].endswith("*")]
 
 
 def without_layout(code: str) -> str:
@@ -1578,13 +1215,13 @@ def without_layout(code: str) -> str:
     return re.sub(r"\s|,(?=\s*\))", "", code)
 
 
-@pytest.mark.parametrize(("extension", "text"), ROWS, ids=[row[0] for row in ROWS])
+@pytest.mark.parametrize(("extension", "text"), TESTED, ids=[row[0] for row in TESTED])
 def test_each_row_of_the_guide_has_a_test_that_runs_its_code(
     extension: str, text: str
 ) -> None:
-    source = Path(__file__).read_text()
+    source = Path(__file__).read_text("utf-8")
     name = re.sub(r"\W+", "_", extension.lower()).strip("_")
-    assert re.search(rf"^def test_{name}_", source, re.MULTILINE)
+    assert re.search(rf"^def (test_)?{name}_", source, re.MULTILINE)
     source += "".join(re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL))
     for code in re.findall(r"`([^`]*\w[(=][^`]*|[^`]* = [^`]*)`", text):
         statement = code.removeprefix("with ").removesuffix(":").removesuffix("()")
