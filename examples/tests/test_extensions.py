@@ -330,40 +330,29 @@ def test_pony_ends_the_session_of_the_task_in_its_thread(
 
 @with_and_without
 def test_an_orm_object_in_g_is_loaded_by_an_accessor_and_stored_by_the_task(
-    app: Flask, late: Late, db: Any, warned: set[str], recipe: bool
+    app: Flask, in_task: InTask, db: Any, warned: set[str], recipe: bool
 ) -> None:
     Account = make_user(app, db)
     snippet = run_snippet("An ORM object in `g`", db=db, Account=Account)
     get_account: Callable[[], Any] = snippet["get_account"]
 
-    @app.before_request
-    def load_account() -> None:
+    def rename() -> Any:
+        account = get_account() if recipe else g.account
+        account.name = "grace"
+        db.session.commit()
+        return account
+
+    with app.test_request_context():
         session["account_id"] = 1
-        get_account()
-
-    @app.route("/")
-    def view() -> str:
         viewed = get_account()
-
-        @carry_context
-        def rename() -> bool:
-            account = get_account() if recipe else g.account
-            account.name = "grace"
-            db.session.commit()
-            return account is not viewed
-
-        late.submit(rename)
-        return str(viewed.name)
-
-    assert app.test_client().get("/").text == "ada"
-    if recipe:
-        assert late.result()
-    else:
-        warned.add("account")
-        with pytest.raises(AttributeError, match=r"g\.account stays with the view"):
-            late.result()
-    with app.app_context():
-        assert db.session.get(Account, 1).name == ("grace" if recipe else "ada")
+        if recipe:
+            assert in_task(rename) is not viewed
+        else:
+            warned.add("account")
+            with pytest.raises(AttributeError, match=r"g\.account stays with the view"):
+                in_task(rename)
+        db.session.expire_all()
+        assert viewed.name == ("grace" if recipe else "ada")
 
 
 # Users
@@ -472,7 +461,7 @@ def test_flask_security_loads_the_user_again_except_after_basic_authentication(
 
 @with_and_without
 def test_flask_jwt_extended_knows_the_claims_and_loads_an_orm_user_again(
-    app: Flask, late: Late, db: Any, warned: set[str], recipe: bool
+    app: Flask, in_task: InTask, db: Any, warned: set[str], recipe: bool
 ) -> None:
     jwt = load("flask_jwt_extended")
     User = make_user(app, db)
@@ -480,39 +469,32 @@ def test_flask_jwt_extended_knows_the_claims_and_loads_an_orm_user_again(
     def find(header: dict[str, Any], claims: dict[str, Any]) -> Any:
         return db.session.get(User, int(claims["sub"]))
 
+    def claims() -> list[Any]:
+        return [jwt.get_jwt_identity(), jwt.get_jwt()["shop"]]
+
+    def user() -> str:
+        if recipe:
+            jwt.verify_jwt_in_request()
+        return str(jwt.current_user.name)
+
     jwt.JWTManager(app).user_lookup_loader(find)
     with app.app_context():
         token = jwt.create_access_token("1", additional_claims={"shop": "acme"})
-
-    def view() -> str:
-        @carry_context
-        def claims() -> list[Any]:
-            return [jwt.get_jwt_identity(), jwt.get_jwt()["shop"]]
-
-        @carry_context
-        def user() -> str:
-            if recipe:
-                jwt.verify_jwt_in_request()
-            return str(jwt.current_user.name)
-
-        late.submit(claims)
-        late.submit(user)
-        return ""
-
-    app.add_url_rule("/", view_func=jwt.jwt_required()(view))
-    app.test_client().get("/", headers={"Authorization": f"Bearer {token}"})
-    assert late.result() == ["1", "acme"]
-    if recipe:
-        assert late.result() == "ada"
-    else:
-        warned.add("_jwt_extended_jwt_user")
-        with pytest.raises(RuntimeError, match="must provide a `@jwt.user_lookup_load"):
-            late.result()
+    with app.test_request_context(headers={"Authorization": f"Bearer {token}"}):
+        jwt.verify_jwt_in_request()
+        assert jwt.current_user.name == "ada"
+        assert in_task(claims) == ["1", "acme"]
+        if recipe:
+            assert in_task(user) == "ada"
+        else:
+            warned.add("_jwt_extended_jwt_user")
+            with pytest.raises(RuntimeError, match="must provide a `@jwt.user_lookup"):
+                in_task(user)
 
 
 @pytest.mark.parametrize("is_orm_object", [False, True])
 def test_flask_httpauth_knows_the_user_in_a_task_unless_it_is_an_orm_object(
-    app: Flask, late: Late, db: Any, warned: set[str], is_orm_object: bool
+    app: Flask, in_task: InTask, db: Any, warned: set[str], is_orm_object: bool
 ) -> None:
     auth = load("flask_httpauth").HTTPBasicAuth()
     User = make_user(app, db)
@@ -520,16 +502,15 @@ def test_flask_httpauth_knows_the_user_in_a_task_unless_it_is_an_orm_object(
     def verify(name: str, password: str) -> Any:
         return User(name=name) if is_orm_object else name
 
-    def view() -> str:
-        late.submit(carry_context(auth.current_user))
-        return ""
+    def find() -> Any:
+        return in_task(auth.current_user)
 
     auth.verify_password(verify)
-    app.add_url_rule("/", view_func=auth.login_required(view))
-    assert app.test_client().get("/", auth=("ada", "a password")).status_code == 200
     if is_orm_object:
         warned.add("flask_httpauth_user")
-    assert late.result() == (None if is_orm_object else "ada")
+    with app.test_request_context(auth=("ada", "a password")):
+        found = auth.login_required(find)()
+        assert found == (None if is_orm_object else "ada")
 
 
 @with_and_without
