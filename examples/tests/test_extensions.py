@@ -334,7 +334,7 @@ def test_an_orm_object_in_g_is_loaded_by_an_accessor_and_stored_by_the_task(
 ) -> None:
     Account = make_user(app, db)
     snippet = run_snippet("An ORM object in `g`", db=db, Account=Account)
-    get_account: Callable[[], Any] = snippet["get_account"]
+    get_account = snippet["get_account"]
 
     def rename() -> Any:
         account = get_account() if recipe else g.account
@@ -515,30 +515,22 @@ def test_flask_httpauth_knows_the_user_in_a_task_unless_it_is_an_orm_object(
 
 @with_and_without
 def test_flask_dance_asks_in_the_name_of_the_user_with_a_session_of_the_task(
-    app: Flask, late: Late, recipe: bool
+    app: Flask, late: Late, monkeypatch: pytest.MonkeyPatch, recipe: bool
 ) -> None:
     contrib, adapters = load("flask_dance.contrib.github"), load("requests.adapters")
 
-    class GitHub(adapters.HTTPAdapter):  # type: ignore[misc,name-defined]
-        def send(self, request: Any, **options: Any) -> Any:
-            """Answer as if each token were the name of its user."""
-            assert request.url == "https://api.github.com/user"
-            response = adapters.Response()
-            _, _, token = request.headers["Authorization"].partition(" ")
-            response._content = json.dumps({"login": token}).encode()
-            return response
+    def answer(self: Any, request: Any, **options: Any) -> Any:
+        """Stands for GitHub, where the token of each user is their name."""
+        assert request.url == "https://api.github.com/user"
+        response = adapters.Response()
+        token = request.headers["Authorization"].removeprefix("Bearer ")
+        response._content = json.dumps({"login": token}).encode()
+        return response
 
+    monkeypatch.setattr(adapters.HTTPAdapter, "send", answer)
     blueprint = contrib.make_github_blueprint("id", "secret")
     app.register_blueprint(blueprint)
-    names = run_snippet("A session of Flask-Dance", blueprint=blueprint)
-    session_class = names["OAuth2Session"]
-
-    def mounted(**options: Any) -> Any:
-        made = session_class(**options)
-        made.mount("https://", GitHub())
-        return made
-
-    names["OAuth2Session"] = mounted
+    snippet = run_snippet("A session of Flask-Dance", blueprint=blueprint)
 
     def share_a_session() -> str:
         g.flask_dance_github = blueprint.session
@@ -550,7 +542,7 @@ def test_flask_dance_asks_in_the_name_of_the_user_with_a_session_of_the_task(
         assert contrib.github.authorized
         if user == "eve":  # The task of ada's request runs during eve's.
             return str(late.result())
-        late.submit(carry_context(names["get_login"] if recipe else share_a_session))
+        late.submit(carry_context(snippet["get_login"] if recipe else share_a_session))
         return ""
 
     app.test_client().get("/ada")
