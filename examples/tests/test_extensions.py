@@ -1092,22 +1092,19 @@ def test_asgiref_runs_sync_code_of_a_task_under_wsgi_to_asgi_in_another_thread(
     def work() -> str:
         return request.path
 
-    async def sensitive() -> str:
-        return await sync_to_async(work)()
+    def sensitive() -> str:
+        return asyncio.run(sync_to_async(work)())
 
-    async def insensitive() -> str:
-        return await sync_to_async(work, thread_sensitive=False)()
+    def insensitive() -> str:
+        return asyncio.run(sync_to_async(work, thread_sensitive=False)())
 
-    async def in_a_thread() -> str:
-        return await asyncio.to_thread(work)
-
-    def start(run: Callable[[Any], str], task: Callable[[], Any]) -> str:
-        return run(task())
+    def in_a_thread() -> str:
+        return asyncio.run(asyncio.to_thread(work))
 
     @app.route("/")
     def view() -> str:
         for task in (sensitive, insensitive, in_a_thread):
-            late.submit(start, carry_context(asyncio.run), task)
+            late.submit(carry_context(task))
         return "answered"
 
     async def serve() -> None:
