@@ -1,87 +1,35 @@
-"""The guides: their snippets run, and their links lead somewhere, those of the README too."""
+"""The guides: their recipes run, and their links lead somewhere, those of the README too."""
 
 import asyncio
-import concurrent.futures
-import contextlib
 import importlib
+import logging
 import os
 import queue
 import re
-import signal
-import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 import urllib.request
-from collections.abc import Callable, Generator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextvars import ContextVar
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
+import flask
+import flask_babel
+import flask_executor  # type: ignore[import-untyped]
+import jinja2
 import pytest
-from documents import (
-    RECIPES,
-    anchors,
-    documents,
-    links,
-    section,
-    snippets,
-    write_shop,
-)
-from flask import (
-    Flask,
-    copy_current_request_context,
-    g,
-    has_request_context,
-    request,
-    session,
-)
-from flask_executor import Executor  # type: ignore[import-untyped]
-from helpers import EXAMPLES, ROOT, TIMEOUT, Late
+from documents import RECIPES, anchors, documents, links, section, snippets, write_shop
+from flask import Flask, copy_current_request_context, g, request, session
+from helpers import EXAMPLES, ROOT, TIMEOUT, free_port, in_thread, running
 
 from ctxcarry import carry_context
 
-SCREEN = 50
-LOGGED_TASKS = """
-import threading
-from concurrent.futures import ThreadPoolExecutor
-
-from ctxcarry import carry_context
-
-executor = ThreadPoolExecutor(1)
-
-
-def succeed():
-    app.logger.info("in a task")
-    logging.getLogger("library").info("in a library")
-
-
-def fail():
-    raise LookupError("no price")
-
-
-@app.route("/")
-def view():
-    executor.submit(carry_context(succeed)).result()
-    executor.submit(carry_context(logged(fail))).exception()
-    thread = threading.Thread(target=carry_context(fail))
-    thread.start()
-    thread.join()
-    raise ZeroDivisionError
-
-
-app.logger.info("outside")
-server = make_server("127.0.0.1", 0, app)
-threading.Thread(target=server.serve_forever).start()
-address = f"http://127.0.0.1:{server.server_port}/"
-browser = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-browser.addheaders = [("X-Request-Id", "r17")]
-try:
-    browser.open(address)
-except urllib.error.HTTPError as error:
-    error.close()
-server.shutdown()
-"""
+RunRecipe = Callable[..., dict[str, Any]]
 
 
 # Links
@@ -104,24 +52,6 @@ def test_each_link_of_a_document_leads_somewhere(name: str) -> None:
     assert broken == []
 
 
-@pytest.mark.parametrize("name", documents())
-def test_a_guide_that_is_longer_than_a_screen_has_a_table_of_contents(
-    name: str,
-) -> None:
-    path = ROOT / name
-    text = path.read_text("utf-8")
-    if name in ("README.md", "examples/compare/README.md"):
-        return  # The first has links at its top, and the other is two tables.
-    if len(text.splitlines()) <= SCREEN:
-        return
-    headings = re.findall(r"^#{2,3} .*", text, re.MULTILINE)
-    assert len(headings) > 2
-    before, _, _ = text.partition("\n## ")
-    linked = {link.removeprefix("#") for link in links(before)}
-    top = {heading for heading in headings if heading.startswith("## ")}
-    assert anchors("\n".join(top)) <= linked
-
-
 def test_each_example_is_in_the_table_of_examples() -> None:
     listed = set(links(section(RECIPES, "## Examples")))
     files = {path.name for path in EXAMPLES.glob("*.py")} - {"make_celery.py"}
@@ -131,69 +61,102 @@ def test_each_example_is_in_the_table_of_examples() -> None:
     assert folders <= {link.partition("/")[0] for link in listed}
 
 
-# A request id in every log line
+@pytest.fixture
+def run_recipe(app: Flask, pool: ThreadPoolExecutor) -> RunRecipe:
+    """A function that runs the snippets of a section, with an app and a pool."""
+
+    def run(heading: str, *changes: tuple[str, str], **given: Any) -> dict[str, Any]:
+        recipe = section(RECIPES, heading)
+        for old, new in changes:
+            assert old in recipe
+            recipe = recipe.replace(old, new)
+        names = vars(flask) | {"app": app, "asyncio": asyncio, "executor": pool}
+        names |= {"carry_context": carry_context, **given}
+        for snippet in snippets(recipe):
+            exec(snippet, names)  # noqa: S102
+        return names
+
+    return run
 
 
-def run(code: str, folder: Path) -> list[str]:
-    """Run a program where no test runner handles its log, and return what it logged."""
+# Logs
+
+LOGGED_TASKS = """
+from ctxcarry import carry_context
+from shop.tasks import background, executor
+
+
+@background
+def fail():
+    raise LookupError("no price")
+
+
+def succeed():
+    app.logger.info("in a task")
+    logging.getLogger("library").info("in a library")
+
+
+@app.route("/")
+def view():
+    executor.submit(carry_context(succeed)).result()
+    fail().exception()
+    raise ZeroDivisionError
+
+
+app.logger.info("outside")
+app.test_client().get("/", headers={"X-Request-Id": "r17"})
+"""
+
+
+def run_program(folder: Path, *arguments: str) -> str:
+    """Run Python where no test runner handles the log, and return what it prints."""
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, *arguments],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{folder}"},
         check=True,
-        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         timeout=TIMEOUT,
     )
-    return done.stderr.splitlines()
+    return done.stdout
 
 
 def test_each_log_line_of_a_request_and_of_its_tasks_has_the_id(tmp_path: Path) -> None:
-    imports = "import urllib.error, urllib.request\nfrom werkzeug.serving import make_server\n"
-    recipe = snippets(section(RECIPES, "## A request id in every log line"))
-    lines = run("\n".join([imports, *recipe, LOGGED_TASKS]), tmp_path)
-    logged = [line for line in lines if re.match(r"\S+ \S+: ", line)]
-    beginnings = [
+    write_shop(tmp_path)
+    (recipe,) = snippets(section(RECIPES, "## A request id in every log line"))
+    printed = run_program(tmp_path, "-c", recipe + LOGGED_TASKS)
+    assert re.findall(r"^\S+ (?:__main__|library): .*", printed, re.MULTILINE) == [
         "- __main__: outside",
         "r17 __main__: in a task",
         "r17 library: in a library",
         "r17 __main__: fail failed",
         "r17 __main__: Exception on / [GET]",
-        "r17 werkzeug: 127.0.0.1",
     ]
-    ours = [line for line in logged if re.match(r"\S+ (__main__|library|werkz)", line)]
-    assert len(ours) == len(beginnings)
-    for line, beginning in zip(ours, beginnings, strict=True):
-        assert line.startswith(beginning)
-    # The traceback of the thread, which Python prints, and no logger.
-    assert [line for line in lines if line.startswith("Exception in thread")] != []
-    assert lines.count("LookupError: no price") == 2
+    assert printed.count("LookupError: no price") == 1
 
 
-def test_each_line_that_structlog_writes_in_a_task_has_the_id(
-    app: Flask, late: Late
+@pytest.mark.parametrize(
+    ("given", "is_kept"),
+    [
+        ("r17.A_b-c", True),
+        ("", False),
+        ("\x1b[2J", False),
+        ("r17 app: all is well", False),
+        ("1" * 60_000, False),
+    ],
+    ids=["plain", "empty", "escape", "sentence", "long"],
+)
+def test_the_log_has_no_id_that_only_an_attacker_would_send(
+    run_recipe: RunRecipe, given: str, is_kept: bool
 ) -> None:
-    structlog: Any = importlib.import_module("structlog")
-    logs = structlog.testing.LogCapture()
-    processors: list[Any] = [structlog.contextvars.merge_contextvars, logs]
-    log: Any = structlog.wrap_logger(structlog.PrintLogger(), processors=processors)
-
-    @app.before_request
-    def identify() -> None:
-        structlog.contextvars.clear_contextvars()
-        structlog.contextvars.bind_contextvars(request_id=request.headers["Request-Id"])
-
-    @app.route("/")
-    def view() -> str:
-        late.submit(carry_context(log.info), "done")
-        return ""
-
-    client = app.test_client()
-    for id in "r1", "r2":
-        client.get("/", headers={"Request-Id": id})
-    late.result()
-    late.result()
-    assert {entry["request_id"] for entry in logs.entries} == {"r1", "r2"}
+    names = run_recipe("## A request id in every log line")
+    app: Flask = names["app"]
+    app.add_url_rule("/", view_func=names["request_id"].get)
+    logged = app.test_client().get("/", headers={"X-Request-Id": given}).text
+    assert (logged == given) is is_kept
+    assert re.fullmatch(r"[\w.-]{1,64}", logged)
 
 
 # Testing
@@ -203,324 +166,437 @@ def test_the_tests_of_the_recipes_pass(tmp_path: Path) -> None:
     write_shop(tmp_path)
     code = "\n\n".join(snippets(section(RECIPES, "## Testing")))
     (tmp_path / "test_shop.py").write_text(code)
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}."},
-        check=False,
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=TIMEOUT,
-    )
-    assert "3 passed" in done.stdout, done.stdout
+    printed = run_program(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider")
+    assert "3 passed" in printed
 
 
 def test_the_inline_executor_keeps_an_error_in_the_future() -> None:
     recipe = snippets(section(RECIPES, "### With an inline executor"))[0]
     (inline,) = re.findall(r"^class .*?(?=^@)", recipe, re.MULTILINE | re.DOTALL)
-    names: dict[str, Any] = {"Executor": concurrent.futures.Executor, "Future": Future}
+    names: dict[str, Any] = {"Executor": Executor, "Future": Future}
     exec(inline, names)  # noqa: S102
-    executor: concurrent.futures.Executor = names["InlineExecutor"]()
+    executor: Executor = names["InlineExecutor"]()
     assert isinstance(executor.submit(int, "seventeen").exception(), ValueError)
     assert list(executor.map(int, ["17", "18"])) == [17, 18]
 
 
-# The recipes with a view or a job
+# Recipes with a view
 
 
-@pytest.fixture
-def run_recipe(app: Flask, pool: ThreadPoolExecutor) -> Callable[..., dict[str, Any]]:
-    """A function that runs the snippets of a recipe, with an app and a pool."""
-
-    def run(recipe: str, **given: Any) -> dict[str, Any]:
-        names: dict[str, Any] = {
-            "app": app,
-            "asyncio": asyncio,
-            "carry_context": carry_context,
-            "executor": pool,
-            "g": g,
-            "request": request,
-            **given,
-        }
-        for snippet in snippets(recipe):
-            exec(snippet, names)  # noqa: S102
-        return names
-
-    return run
-
-
-def test_slow_calls_run_in_parallel(
-    app: Flask, run_recipe: Callable[..., dict[str, Any]]
-) -> None:
+def test_slow_calls_run_in_parallel(app: Flask, run_recipe: RunRecipe) -> None:
     together = threading.Barrier(3)
 
     def fetch_price(item: str) -> str:
         together.wait(TIMEOUT)
         return f"{item} at {request.path}"
 
-    run_recipe(section(RECIPES, "## Slow calls in parallel"), fetch_price=fetch_price)
+    run_recipe("## Slow calls in parallel", fetch_price=fetch_price)
     answer = app.test_client().get("/prices?item=a&item=b&item=c").get_json()
     assert answer == {item: f"{item} at /prices" for item in "abc"}
 
 
-def test_a_long_task_stops_when_it_is_told_to(
-    app: Flask, pool: ThreadPoolExecutor, run_recipe: Callable[..., dict[str, Any]]
+def test_a_time_limit_cancels_what_still_runs(
+    app: Flask, run_recipe: RunRecipe
 ) -> None:
-    names = run_recipe(section(RECIPES, "## Stopping a long task"))
+    ended: list[str] = []
+
+    @app.teardown_request
+    def note(error: BaseException | None) -> None:
+        ended.append(f"{g.get('item')}: {type(error).__name__}")
+
+    async def fetch_offer(item: str) -> str:
+        g.item = item
+        if item == "slow":
+            await asyncio.Event().wait()
+        return f"{item} at {request.path}"
+
+    run_recipe("## Slow calls in parallel", ("=2", "=0.01"), fetch_offer=fetch_offer)
     client = app.test_client()
-    client.get("/start/a")
-    assert client.get("/stop/a").get_json() == {"stopped": "a"}
-    assert names["stops"] == {}
+    assert client.get("/offers?item=a").get_json() == ["a at /offers"]
+    ended.clear()
+    assert client.get("/offers?item=a&item=slow").status_code == 504
+    assert ended == ["a: NoneType", "slow: CancelledError", "None: NoneType"]
+
+
+def test_events_are_sent_while_the_task_runs(app: Flask, run_recipe: RunRecipe) -> None:
+    is_read = threading.Event()
+
+    def fetch_price(item: str) -> str:
+        if item == "b":
+            assert is_read.wait(TIMEOUT)
+        return f"{item} at {request.path}"
+
+    run_recipe("## Server-sent events", fetch_price=fetch_price)
+    response = app.test_client().get("/events?item=a&item=b")
+    lines = response.iter_encoded()
+    assert next(lines) == b"data: a at /events\n\n"
+    is_read.set()
+    assert list(lines) == [b"data: b at /events\n\n"]
+    assert response.mimetype == "text/event-stream"
+
+
+def test_a_mail_is_written_in_the_users_language(
+    app: Flask, run_recipe: RunRecipe
+) -> None:
+    mails: queue.Queue[list[str]] = queue.Queue()
+    flask_babel.Babel(app, locale_selector=lambda: request.form["language"])
+    template = "{{ 1234.5|numberformat }} at {{ url_for('sign_up', _external=True) }}"
+    app.jinja_loader = jinja2.DictLoader({"welcome.txt": template})
+
+    def send_mail(address: str, text: str) -> None:
+        mails.put([address, text])
+
+    heading = "## A mail in the user's language"
+    run_recipe(heading, ("Timer(60,", "Timer(0,"), send_mail=send_mail)
+    form = {"address": "ada@localhost", "language": "de"}
+    app.test_client().post("/users", base_url="https://shop", data=form)
+    mail = mails.get(timeout=TIMEOUT)
+    assert mail == ["ada@localhost", "1.234,5 at https://shop/users"]
+
+
+def test_a_long_task_stops_when_it_is_told_to(
+    app: Flask, pool: ThreadPoolExecutor, run_recipe: RunRecipe
+) -> None:
+    names = run_recipe("## Stopping a long task")
+    client = app.test_client()
+    key = client.post("/start").get_json()["key"]
+    assert client.post(f"/stop/{key}").get_json() == {"stopped": key}
     pool.shutdown()  # Waits for the task, which would take 1,000 seconds.
     stopped = threading.Event()
     stopped.set()
-    with app.test_request_context("/start/b"):
-        assert carry_context(names["count"])(stopped) == "/start/b stopped at 0"
+    with app.test_request_context("/start"):
+        assert carry_context(names["count"])(stopped) == "/start stopped at 0"
 
 
-def test_each_step_of_a_loop_has_a_context_of_its_own(
-    app: Flask, run_recipe: Callable[..., dict[str, Any]]
+def test_a_long_task_that_was_never_stopped_leaves_nothing_behind(
+    app: Flask, pool: ThreadPoolExecutor, run_recipe: RunRecipe
 ) -> None:
-    ended: list[str] = []
+    names = run_recipe("## Stopping a long task", ("range(1000)", "range(0)"))
+    client = app.test_client()
+    key = client.post("/start").get_json()["key"]
+    pool.shutdown()
+    assert names["stops"] == {}
+    assert client.post(f"/stop/{key}").status_code == 404
+
+
+# Jobs
+
+
+def test_a_loop_outlives_an_error_and_each_step_has_its_own_context(
+    app: Flask, run_recipe: RunRecipe, caplog: pytest.LogCaptureFixture
+) -> None:
+    closed: list[str] = []
     seen: queue.Queue[list[str]] = queue.Queue()
 
     @app.teardown_appcontext
-    def close(error: BaseException | None) -> None:
+    def close(_: object) -> None:
         if "db" in g:
-            ended.append(g.pop("db"))
+            closed.append(g.pop("db"))
 
     def poll_supplier() -> None:
-        seen.put([*ended])
+        seen.put([*closed])
         g.db = "a connection"
+        raise LookupError("The supplier is away.")
 
-    loop = section(RECIPES, "## A loop that runs for ever")
-    assert "stop.wait(60)" in loop
-    names = run_recipe(loop.replace("60", "0"), poll_supplier=poll_supplier)
-    steps = [seen.get(timeout=TIMEOUT) for _ in range(2)]
-    names["stop"].set()
-    assert steps == [[], ["a connection"]]
+    changes = ("wait(60)", "wait(0)"), ("app.logger", "log")
+    log = logging.getLogger("loop")
+    heading = "## A loop that runs for ever"
+    names = run_recipe(heading, *changes, poll_supplier=poll_supplier, log=log)
+    stop = names["start_polling"]()
+    try:
+        assert seen.get(timeout=TIMEOUT) == []
+        assert seen.get(timeout=TIMEOUT) == ["a connection"]
+    finally:
+        stop.set()
+    assert caplog.messages[0] == "A step failed."
 
 
-def test_a_job_starts_itself_again_without_a_request(
-    app: Flask, run_recipe: Callable[..., dict[str, Any]]
+POLLED_SHOP = """
+import threading
+
+from flask import Flask
+
+from ctxcarry import carry_context
+
+app = Flask(__name__)
+is_polled = threading.Event()
+
+
+def poll_supplier():
+    is_polled.set()
+
+
+@app.route("/")
+def view():
+    return str(is_polled.wait(10))
+"""
+
+
+def ask(address: str, **headers: str) -> str:
+    browser = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    browser.addheaders = list(headers.items())
+    with browser.open(address, timeout=TIMEOUT) as response:
+        text: str = response.read().decode()
+    return text
+
+
+def test_a_loop_runs_in_the_workers_of_a_preloaded_app(tmp_path: Path) -> None:
+    recipe = section(RECIPES, "## A loop that runs for ever").replace("60", "0.1")
+    loop, configuration = snippets(recipe)
+    (tmp_path / "shop.py").write_text(POLLED_SHOP + loop)
+    (tmp_path / "gunicorn.conf.py").write_text(configuration)
+    address = f"127.0.0.1:{free_port()}"
+    command = ["gunicorn", "--preload", "--bind", address, "shop:app"]
+    with running([sys.executable, "-m", *command], "Booting worker", tmp_path):
+        assert ask(f"http://{address}/") == "True"
+
+
+def test_a_job_that_starts_itself_again_inherits_nothing(
+    app: Flask, run_recipe: RunRecipe
 ) -> None:
-    runs: queue.Queue[bool] = queue.Queue()
+    runs: list[list[Any]] = []
+    variable: ContextVar[str] = ContextVar("variable", default="fresh")
     enough = threading.Event()
 
-    def start_no_more(seconds: int) -> None:
+    def start_no_more(_: int) -> None:
         enough.set()
 
     def fetch_prices() -> None:
-        runs.put(has_request_context())
-        if runs.qsize() < 3:
-            raise LookupError("It is tried again.")
-        names["start_timer"] = start_no_more
+        runs.append([variable.get(), "run" in g, flask.has_request_context()])
+        variable.set("stale")
+        g.run = len(runs)
+        if g.run == 3:
+            names["start_timer"] = start_no_more
 
-    names = run_recipe(
-        section(RECIPES, "## A job that starts itself again"), fetch_prices=fetch_prices
-    )
-    timers = [each for each in threading.enumerate() if each.name.startswith("Thread")]
-    waiting = [each for each in timers if isinstance(each, threading.Timer)]
-    for timer in waiting:
-        assert timer.daemon and timer.interval == 3600
-        timer.cancel()
-        timer.join(TIMEOUT)
-    assert len(waiting) == 1
-    failures: queue.Queue[Any] = queue.Queue()
-    hook, threading.excepthook = threading.excepthook, failures.put
-    try:
-        with app.app_context():
-            names["start_timer"](0)
-        assert enough.wait(TIMEOUT)
-        for _ in range(2):
-            assert failures.get(timeout=TIMEOUT).exc_type is LookupError
-    finally:
-        threading.excepthook = hook
-    assert [runs.get() for _ in range(3)] == [False] * 3
+    heading = "## A job that starts itself again"
+    changes = ("start_timer(3600)", "")
+    names = run_recipe(heading, changes, fetch_prices=fetch_prices)
+    names["start_timer"](0)
+    assert enough.wait(TIMEOUT)
+    assert runs == [["fresh", False, False]] * 3
 
 
-# Moving
+# Moving from the built-in
+
+Carry = Callable[[Any], Any]
 
 
-@pytest.mark.parametrize("carry", [copy_current_request_context, carry_context])
-def test_moving_from_the_built_in_brings_g_and_separates_the_session(
-    app: Flask, pool: ThreadPoolExecutor, carry: Any
-) -> None:
-    @app.route("/")
-    def view() -> list[Any]:
-        g.tenant = "acme"
-
-        def work() -> str | None:
-            session["user"] = "ada"
-            tenant: str | None = g.get("tenant")
-            return tenant
-
-        return [pool.submit(carry(work)).result(TIMEOUT), session.get("user")]
-
-    moved = carry is carry_context
-    expected = ["acme", None] if moved else [None, "ada"]
-    assert app.test_client().get("/").get_json() == expected
-
-
-def test_moving_from_the_built_in_is_helped_by_a_warning_in_testing_mode(
-    app: Flask, caplog: pytest.LogCaptureFixture
-) -> None:
-    app.testing = True
-
-    def remember() -> None:
-        session["user"] = "ada"
+def call_twice(app: Flask, carry: Carry) -> Any:
+    def count() -> int:
+        session["count"] = session.get("count", 0) + 1
+        return int(session["count"])
 
     with app.test_request_context():
-        carry_context(remember)()
-    assert "remember changed the session in a task" in caplog.text
+        carried = carry(count)
+        return [in_thread(carried), in_thread(carried), session.get("count")]
+
+
+def await_what_wraps_returns(app: Flask, carry: Carry) -> Any:
+    async def path() -> str:
+        return request.path
+
+    @wraps(path)
+    def decorated() -> Any:
+        return path()
+
+    @app.route("/orders")
+    async def view() -> str:
+        return str(await carry(decorated)())
+
+    return app.test_client().get("/orders").text
+
+
+def carry_after_the_request(app: Flask, carry: Carry) -> Any:
+    @app.after_request
+    def after(response: flask.Response) -> flask.Response:
+        carry(int)()
+        return response
+
+    return app.test_client().get("/").headers.get("Vary")
+
+
+class OneSession(flask.sessions.SessionInterface):
+    """Hands out the same session to all requests, as some stores do."""
+
+    def __init__(self) -> None:
+        self.session = flask.sessions.SecureCookieSession()
+
+    def open_session(self, app: Flask, request: Any) -> Any:
+        return self.session
+
+
+def write_to_a_session_that_lives_on(app: Flask, carry: Carry) -> Any:
+    app.session_interface = OneSession()
+    with app.test_request_context():
+        task = carry(lambda: session.update(name="ada"))
+    in_thread(task)
+    return app.session_interface.session.get("name")
+
+
+def use_the_transaction_of_the_view(app: Flask, carry: Carry) -> Any:
+    def get_db() -> sqlite3.Connection:
+        if "db" not in g:
+            g.db = sqlite3.connect("file:shop?mode=memory&cache=shared", uri=True)
+        db: sqlite3.Connection = g.db
+        return db
+
+    @app.teardown_appcontext
+    def close(_: object) -> None:
+        if "db" in g:
+            g.db.close()
+
+    with app.test_request_context():
+        own = get_db()
+        return carry(lambda: get_db() is own)()
+
+
+MOVES: list[tuple[Callable[[Flask, Carry], Any], Any, Any]] = [
+    (call_twice, [1, 2, 2], [1, 1, None]),
+    (await_what_wraps_returns, "/orders", TypeError),
+    (carry_after_the_request, None, "Cookie"),
+    (write_to_a_session_that_lives_on, "ada", None),
+    (use_the_transaction_of_the_view, True, False),
+]
+
+
+@pytest.mark.parametrize(("move", "before", "now"), MOVES)
+def test_moving_from_the_built_in_changes_what_the_guide_says(
+    move: Callable[[Flask, Carry], Any], before: Any, now: Any
+) -> None:
+    for carry, expected in (copy_current_request_context, before), (carry_context, now):
+        app = Flask("shop")
+        app.secret_key = "for this test only"
+        app.testing = True
+        if expected is TypeError:
+            with pytest.raises(TypeError):
+                move(app, carry)
+        else:
+            assert move(app, carry) == expected
 
 
 def test_a_coroutine_function_moved_from_the_built_in_runs_by_asyncio_run(
-    app: Flask,
-    pool: ThreadPoolExecutor,
-    run_recipe: Callable[..., dict[str, Any]],
+    app: Flask, run_recipe: RunRecipe
 ) -> None:
-    names = run_recipe(
-        section(RECIPES, "## Moving from `copy_current_request_context`")
-    )
+    names = run_recipe("### Async functions")
     client = app.test_client()
     assert client.get("/price/tea").get_json() == {"price": "tea at /price/tea"}
     with app.test_request_context("/before"):
         before: Any = copy_current_request_context(names["price"])
-        future: Future[str] = pool.submit(before, "tea")
-        assert future.result(TIMEOUT) == "tea at /before"
+        assert in_thread(lambda: before("tea")) == "tea at /before"
 
 
-@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("is_wrapped", [False, True])
 def test_moving_from_flask_executor_begins_within_flask_executor(
-    app: Flask, wrapped: bool
+    app: Flask, is_wrapped: bool
 ) -> None:
-    executor: Any = Executor(app)
+    executor: Any = flask_executor.Executor(app)
 
-    @app.route("/")
-    def view() -> list[Any]:
+    def work() -> str:
+        session["user"] = "ada"
+        return f"{request.path} of {g.tenant}"
+
+    with app.test_request_context("/orders"):
         g.tenant = "acme"
-
-        def work() -> str:
-            session["user"] = "ada"
-            return f"{request.path} of {g.tenant}"
-
-        task = carry_context(work) if wrapped else work
-        return [executor.submit(task).result(TIMEOUT), session.get("user")]
-
-    expected = ["/ of acme", None if wrapped else "ada"]
-    assert app.test_client().get("/").get_json() == expected
+        task = carry_context(work) if is_wrapped else work
+        assert executor.submit(task).result(TIMEOUT) == "/orders of acme"
+        assert session.get("user") == (None if is_wrapped else "ada")
     executor.shutdown()
-
-
-@pytest.mark.parametrize(
-    ("package", "names"),
-    [
-        ("flask_executor", ["Executor.job", "Executor.submit_stored"]),
-        ("flask_executor", ["Executor.add_default_done_callback"]),
-        ("flaskthreads", ["AppContextThread", "ThreadPoolWithAppContextExecutor"]),
-    ],
-)
-def test_what_the_moves_replace_is_what_the_packages_have(
-    package: str, names: list[str]
-) -> None:
-    for name in names:
-        found: Any = importlib.import_module(package)
-        for part in name.split("."):
-            found = getattr(found, part)
-        assert name.rpartition(".")[2] in RECIPES
-
-
-def test_flask_threads_gives_a_task_the_g_of_the_view(app: Flask) -> None:
-    threads: Any = importlib.import_module("flaskthreads")
-
-    def carried_thread(target: Callable[[], None]) -> threading.Thread:
-        return threading.Thread(target=carry_context(target))
-
-    ways = [threads.AppContextThread, carried_thread]
-
-    @app.route("/<int:way>")
-    def view(way: int) -> list[Any]:
-        g.tenant = "acme"
-        seen: list[Any] = []
-
-        def work() -> None:
-            seen.append([g.tenant, has_request_context()])
-            g.total = 17
-
-        thread = ways[way](target=work)
-        thread.start()
-        thread.join(TIMEOUT)
-        return [*seen, g.get("total")]
-
-    client = app.test_client()
-    assert client.get("/0").get_json() == [["acme", False], 17]
-    assert client.get("/1").get_json() == [["acme", True], None]
 
 
 # Servers and processes
 
-
-@contextlib.contextmanager
-def server(*command: str) -> Generator[str]:
-    """Run a server's command on a free port, and end it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    line = [sys.executable, "-m", *(part.format(port=port) for part in command)]
-    with subprocess.Popen(line, cwd=EXAMPLES, stderr=subprocess.PIPE, text=True) as run:
-        assert run.stderr is not None
-        try:
-            for text in run.stderr:
-                if re.search("Booting worker|Serving on|Running on", text):
-                    break
-            threading.Thread(target=run.stderr.read, daemon=True).start()
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            run.send_signal(signal.SIGTERM)
-            run.wait(TIMEOUT)
+APP = "from_flask_threads:app"
+COMMANDS = {
+    "preload": f"gunicorn --preload --workers 2 --bind {{}} {APP}",
+    "gevent": f"gunicorn --worker-class gevent --bind {{}} {APP}",
+    "waitress": f"waitress --listen {{}} {APP}",
+}
 
 
-GUNICORN = ("gunicorn", "--bind", "127.0.0.1:{port}", "from_flask_threads:app")
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        pytest.param((*GUNICORN, "--preload", "--workers", "2"), id="gunicorn-preload"),
-        pytest.param((*GUNICORN, "--worker-class", "gevent"), id="gunicorn-gevent"),
-        pytest.param(
-            ("waitress", "--listen", "127.0.0.1:{port}", "from_flask_threads:app"),
-            id="waitress",
-        ),
-    ],
-)
-def test_the_servers_of_the_guide_run_tasks(command: tuple[str, ...]) -> None:
-    browser = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    browser.addheaders = [("user-id", "17")]
-    with server(*command) as address:
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_servers_of_the_guide_run_tasks(name: str) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    command = [sys.executable, "-m", *COMMANDS[name].format(address).split()]
+    started = "Serving on" if name == "waitress" else "Booting worker"
+    with running(command, started, EXAMPLES):
         for path in "/user/thread", "/user/executor":
-            with browser.open(address + path, timeout=TIMEOUT) as response:
-                assert b'"user_id":"17"' in response.read()
+            answer = ask(f"http://{address}{path}", **{"user-id": "17"})
+            assert '"user_id":"17"' in answer
 
 
-def test_a_worker_of_a_queue_opens_an_app_context_and_carries_that(
-    app: Flask, pool: ThreadPoolExecutor, run_recipe: Callable[..., dict[str, Any]]
+def test_greenlets_have_the_request(app: Flask) -> None:
+    gevent: Any = importlib.import_module("gevent")
+    pool: Any = importlib.import_module("gevent.pool").Pool()
+
+    def work(item: str = "") -> str:
+        gevent.sleep(0)
+        return f"{request.path} {item}"
+
+    with app.test_request_context("/orders"):
+        carried = carry_context(work)
+        assert gevent.spawn(carried).get(timeout=TIMEOUT) == "/orders "
+        seen = pool.map(carried, ["a", "b"])
+    assert seen == ["/orders a", "/orders b"]
+
+
+class ExpiringLog:
+    """The log of a request under mod_wsgi, which ends with the request."""
+
+    is_expired = False
+
+    def write(self, text: str) -> None:
+        if self.is_expired:
+            raise RuntimeError("log object has expired")
+
+    def flush(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("is_configured", [False, True])
+def test_flasks_own_log_handler_fails_after_the_response(
+    capsys: pytest.CaptureFixture[str], is_configured: bool
 ) -> None:
-    def part() -> str:
-        return f"confirmed for {g.tenant}"
+    log = ExpiringLog()
+    app = Flask("expiring")
+    root = logging.getLogger()
+    handlers = root.handlers[:]
+    # Where pytest's handlers are, Flask adds none, as it adds none to configured ones.
+    root.handlers = [logging.StreamHandler()] if is_configured else []
+    try:
+        environ = {"wsgi.errors": log}
+        with app.test_request_context(environ_overrides=environ):
+            task = carry_context(lambda: app.logger.error("no price"))
+        log.is_expired = True
+        in_thread(task)
+    finally:
+        root.handlers = handlers
+        app.logger.handlers.clear()
+    printed = capsys.readouterr().err
+    assert ("log object has expired" in printed) is not is_configured
+    assert is_configured is (printed == "no price\n")
 
-    def confirm(order_id: int) -> str:
-        return pool.submit(carry_context(part)).result(TIMEOUT)
 
-    names = run_recipe(section(RECIPES, "## Processes and Celery"), confirm=confirm)
-    assert names["confirm_in_worker"](17, "acme") == "confirmed for acme"
+def test_a_worker_of_a_queue_builds_the_urls_of_the_request(
+    app: Flask, run_recipe: RunRecipe
+) -> None:
+    app.add_url_rule("/orders/<int:id>", "show")
+
+    def build_message() -> str:
+        return f"{g.tenant}: {flask.url_for('show', id=17, _external=True)}"
+
+    def confirm(_: int) -> Any:
+        return in_thread(carry_context(build_message))
+
+    names = run_recipe("## Processes and Celery", confirm=confirm)
+    with app.test_request_context(base_url="https://shop/eu"):
+        root_url = request.root_url
+    message = names["confirm_in_worker"](17, "acme", root_url)
+    assert message == "acme: https://shop/eu/orders/17"
 
 
 def test_the_command_of_the_progress_page_is_that_of_its_header() -> None:
     (command,) = snippets(section(RECIPES, "## The progress page"), "sh")
-    app = (EXAMPLES / "progress" / "app.py").read_text("utf-8")
-    assert command in app
-    behind = ".venv/bin/gunicorn --config examples/progress/gunicorn_conf.py"
-    assert behind in RECIPES
-    assert behind in (EXAMPLES / "progress" / "gunicorn_conf.py").read_text("utf-8")
+    assert command in (EXAMPLES / "progress" / "app.py").read_text("utf-8")
+    (behind,) = re.findall(r"`(\.venv/bin/gunicorn .*?)`", RECIPES)
+    configuration = EXAMPLES / "progress" / "gunicorn_conf.py"
+    assert behind in configuration.read_text("utf-8")
