@@ -23,7 +23,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-import anyio
 import pytest
 from documents import snippets
 from flask import (
@@ -468,68 +467,74 @@ def test_a_failed_task_is_counted(app: Flask, cured: bool) -> None:
     assert len(failures) == (1 if cured else 2)
 
 
-def test_a_job_runs_teardown_functions_of_the_app(
-    app: Flask,
-) -> None:
+def test_a_job_runs_teardown_functions_of_the_app(app: Flask) -> None:
     """A job without a request runs no `teardown_request` function"""
     ran: list[str] = []
-    app.teardown_request(lambda _: ran.append("teardown_request"))
-    app.teardown_appcontext(lambda _: ran.append("teardown_appcontext"))
+
+    @app.teardown_request
+    def end_request(_: object) -> None:
+        ran.append("teardown_request")
+
+    @app.teardown_appcontext
+    def end(_: object) -> None:
+        ran.append("teardown_appcontext")
+
     with app.app_context():
-        job = carry_context(has_request_context)
-    with app.test_request_context():
-        task = carry_context(has_request_context)
+        job = carry_context(int)
     ran.clear()
-    assert [job(), ran] == [False, ["teardown_appcontext"]]
-    ran.clear()
-    assert [task(), ran] == [True, ["teardown_request", "teardown_appcontext"]]
+    job()
+    assert ran == ["teardown_appcontext"]
+    app.test_client().get("/")
+    assert ran[1:] == ["teardown_request", "teardown_appcontext"]
 
 
 # Databases
 
 
+def here(func: Callable[[], Any]) -> Any:
+    """Call a function in the view's own thread."""
+    return func()
+
+
 @pytest.mark.usefixtures("closing")
-@pytest.mark.parametrize(
-    ("database", "commits", "sql", "outcome"),
-    [
-        ("shop.sqlite", False, "insert into orders values (17)", "database is locked"),
-        ("shop.sqlite", False, "select count(*) from orders", "[(0,)]"),
-        (":memory:", True, "select count(*) from orders", "no such table: orders"),
-        ("shop.sqlite", True, "insert into orders values (17)", "[]"),
-        ("shop.sqlite", True, "select count(*) from orders", "[(1,)]"),
-    ],
-    ids=["locked", "missing", "memory", "cured-insert", "cured-select"],
-)
-@pytest.mark.parametrize(
-    "call", [in_thread, lambda task: task()], ids=["thread", "view"]
-)
-def test_a_task_sees_what_is_committed_to_a_file(
-    app: Flask,
-    tmp_path: Path,
-    database: str,
-    commits: bool,
-    sql: str,
-    outcome: str,
-    call: Callable[[Callable[[], Any]], Any],
+@pytest.mark.parametrize("call", [in_thread, here])
+def test_a_task_sees_what_is_committed(
+    app: Flask, tmp_path: Path, call: Callable[[Callable[[], Any]], Any], cured: bool
 ) -> None:
     """`database is locked`, `no such table`, or rows are missing"""
 
-    def execute(statement: str) -> str:
+    def execute(statement: str) -> Any:
         if "db" not in g:
-            name = tmp_path / database if database != ":memory:" else database
-            g.db = sqlite3.connect(name, timeout=0)
-        try:
-            return str(g.db.execute(statement).fetchall())
-        except sqlite3.OperationalError as error:
-            return str(error)
+            g.db = sqlite3.connect(tmp_path / "shop.sqlite", timeout=0)
+        return g.db.execute(statement).fetchone()
+
+    def count() -> Any:
+        return execute("select count(*) from orders")
+
+    def insert() -> None:
+        execute("insert into orders values (17)")
 
     with app.test_request_context():
         execute("create table orders (id)")
-        execute("insert into orders values (16)")
-        if commits:
+        insert()
+        if cured:
             g.db.commit()
-        assert call(carry_context(lambda: execute(sql))) == outcome
-        assert execute("select id from orders") == "[(16,)]"  # The bare function.
+        assert count() == (1,)
+        assert call(carry_context(count)) == ((1,) if cured else (0,))
+        with fails("database is locked", unless=cured):
+            call(carry_context(insert))
+
+
+@pytest.mark.usefixtures("closing")
+def test_each_connection_to_memory_is_a_database(
+    app: Flask, get_db: Callable[[], sqlite3.Connection]
+) -> None:
+    """`database is locked`, `no such table`, or rows are missing"""
+    with app.test_request_context():
+        get_db().execute("create table orders (id)").connection.commit()
+        task = carry_context(lambda: get_db().execute("select * from orders"))
+        with fails("no such table: orders"):
+            in_thread(task)
 
 
 def test_an_orm_object_is_detached(
@@ -604,7 +609,11 @@ def test_a_body_is_not_kept(
 def test_a_teardown_function_reads_the_body(app: Flask, cured: bool) -> None:
     """`carry_context() carries the request body only if the view has read and kept it`"""
     audited: list[str] = []
-    app.teardown_request(lambda _: audited.append(request.form["item"]))
+
+    @app.teardown_request
+    def audit(_: object) -> None:
+        audited.append(request.form["item"])
+
     with app.test_request_context(method="POST", data={"item": "tea"}):
         if cured:
             request.get_data()
@@ -853,8 +862,9 @@ def test_a_task_of_a_views_event_loop_ends_with_the_view(
 
 def test_a_task_of_an_anyio_view_cannot_run_anyio(app: Flask, cured: bool) -> None:
     """`Already running asyncio in this thread`, from `anyio.run`"""
+    anyio: Any = importlib.import_module("anyio")
 
-    def run() -> str:
+    def run() -> Any:
         return asyncio.run(async_path()) if cured else anyio.run(async_path)
 
     async def start() -> str:
