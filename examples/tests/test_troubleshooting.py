@@ -32,7 +32,6 @@ from flask import (
     flash,
     g,
     get_flashed_messages,
-    has_request_context,
     render_template_string,
     request,
     session,
@@ -181,14 +180,6 @@ def test_a_generator_function_is_refused(app: Flask) -> None:
         assert carry_context(lambda: list(rows()))() == ["/orders"]
 
 
-def test_a_task_carried_by_create_app_never_has_the_request(app: Flask) -> None:
-    """A task never has the request"""
-    with app.app_context():  # As create_app() does, to import tasks.
-        early = carry_context(has_request_context)
-    with app.test_request_context():
-        assert [early(), carry_context(has_request_context)()] == [False, True]
-
-
 def test_a_method_that_the_view_looks_up_is_the_views(app: Flask, cured: bool) -> None:
     """A task works on the view's own request or session"""
     with app.test_request_context():
@@ -222,36 +213,22 @@ def test_a_task_carried_before_the_log_in_has_no_user(app: Flask) -> None:
         assert [early(), carry_context(user)()] == ["anonymous", "ada"]
 
 
-def test_a_value_in_threading_local_is_missing(app: Flask) -> None:
-    """A value in `threading.local` is missing"""
+def test_what_belongs_to_a_thread_is_not_carried(app: Flask) -> None:
+    """A value in `threading.local`, or of a pool's initializer, is missing"""
     local = threading.local()
-    variable: ContextVar[str] = ContextVar("tenant")
-
-    def tenants() -> list[Any]:
-        return [hasattr(local, "tenant"), variable.get(), g.tenant]
-
-    with app.test_request_context():
-        local.tenant = g.tenant = "acme"
-        variable.set("acme")
-        assert in_thread(carry_context(tenants)) == [False, "acme", "acme"]
-
-
-def test_a_pools_initializer_sets_what_tasks_do_not_see(app: Flask) -> None:
-    """A pool's initializer sets a context variable, and tasks do not see it"""
-    local = threading.local()
-    variable: ContextVar[str] = ContextVar("worker", default="unset")
+    variable: ContextVar[str] = ContextVar("variable")
 
     def initialize() -> None:
-        variable.set("set")
-        local.worker = "set"
-
-    def look() -> list[str]:
-        return [variable.get(), local.worker]
+        local.value = "the worker's"
+        variable.set("the worker's")
 
     workers = ThreadPoolExecutor(1, initializer=initialize)
     with workers, app.test_request_context():
-        future = workers.submit(carry_context(look))
-        assert future.result(TIMEOUT) == ["unset", "set"]
+        local.value = g.value = "the view's"
+        variable.set("the view's")
+        task = carry_context(lambda: [local.value, variable.get(), g.value])
+        seen = workers.submit(task).result(TIMEOUT)
+        assert seen == ["the worker's", "the view's", "the view's"]
 
 
 # g and teardown functions
