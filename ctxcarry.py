@@ -2,11 +2,11 @@
 """Carry Flask's contexts and context variables into threads, pools and event loops.
 
 ``carry_context()`` takes a ``_Snapshot`` of what is active in the view. Each call of its
-result makes contexts of its own from that, in ``_CallContexts``. The rest says what is
-copied, what stays with the view, and what is refused.
+result makes contexts of its own from that, in ``_CallContexts``. The functions below them
+decide what is copied, what stays with the view, and what is refused.
 
-Classes are compared with ``issubclass(type(x), ...)``. ``isinstance()`` would ask a
-``LocalProxy``, such as ``current_user``, for the object behind it, and so load it.
+What users keep in ``g``, in the session and in context variables is tested with
+``issubclass(type(x), ...)``, as ``isinstance()`` would wake a ``LocalProxy``.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ R = TypeVar("R")
 def carry_context(func: Callable[P, R], /) -> Callable[P, R]:
     """Wrap a function so that it runs with a copy of the current context.
 
-    Flask's contexts belong to the thread that handles the request. Call this in a view,
+    Flask's contexts are only active where the request is handled. Call this in a view,
     and hand the result to a thread, a pool, a timer, a greenlet or an event loop::
 
         @app.route("/report")
@@ -51,19 +51,20 @@ def carry_context(func: Callable[P, R], /) -> Callable[P, R]:
 
             return list(executor.map(part, request.args.getlist("item")))
 
-    The copy is made when this is called, so call it after everything the task needs is
+    The copy is made when this is called, so call it once everything the task needs is
     set. Each call of the result pushes contexts of its own, made from that copy, and pops
-    them when it ends. Calls can run at the same time, and after the response has been
-    sent. What they set in ``g``, in ``session`` or on ``request`` stays in the call.
+    them when it ends. Calls may run concurrently, and may outlive the response. What they
+    set in ``g``, in ``session`` or on ``request`` stays in the call.
 
     -   What can be closed or committed, and instances of SQLAlchemy's models, stay with
-        the view: ``g.db`` raises an ``AttributeError`` in the task. Open or load them in
-        the task, as ``get_db()`` does in Flask's tutorial.
-    -   All other values in ``g`` and in context variables are carried. A mutable value is
-        shared with the view: replace it, do not change it. That includes parsed JSON.
+        the view, and so does a list, dict, set or tuple that holds one: ``g.db`` raises an
+        ``AttributeError`` in the task. Open or load them in the task, as ``get_db()`` does
+        in Flask's tutorial. What other objects hold is not detected, and is shared.
+    -   All else in ``g`` and in context variables is carried. A mutable value is shared
+        with the view: replace it, do not change it. That goes for parsed JSON, too.
     -   ``request`` and ``session`` are copies, and so are the plain lists, dicts, sets and
-        tuples in the session. A change of the task's session is not saved. A view that
-        calls this counts as one that reads the session.
+        tuples in the session. Changes of the copied session are not saved. The view's
+        session counts as accessed, so the response has ``Vary: Cookie``.
     -   The task can read the form, the JSON or the data of the request if the view has
         read it. Uploaded files are shared, and closed when the view's request ends.
 
@@ -71,8 +72,9 @@ def carry_context(func: Callable[P, R], /) -> Callable[P, R]:
         The task has its own database connection, so commit in the view what the task
         must see.
 
-        Teardown functions run for each call. They don't see what the task got from the
-        view, so that they do not close it. Use ``g.get("start")`` there, not ``g.start``.
+        Teardown functions run for each call. They don't see values carried from the view,
+        so they can't close them. Use ``g.get("start")`` there, not ``g.start``. Flask
+        can't run async teardown functions where an event loop runs.
 
     :param func: A callable. For a coroutine function, the result is one too. Each call
         runs from start to finish in its own context, on whichever loop awaits it.
@@ -80,8 +82,8 @@ def carry_context(func: Callable[P, R], /) -> Callable[P, R]:
     :return: A callable with the same parameters and result. It cannot be pickled.
     :raises TypeError: If ``func`` is not callable, or is a generator function. Calling
         the result raises it if a plain function returns a coroutine.
-    :raises RuntimeError: If no context is active, or if a request imports the module
-        that calls this at its top level.
+    :raises RuntimeError: If no context is active, or if this is called at the top level
+        of a module that is imported during a request.
     """
     _check_callable(func)
     _check_context()
@@ -97,8 +99,8 @@ def carry_context(func: Callable[P, R], /) -> Callable[P, R]:
     async def carried_async(*args: P.args, **kwargs: P.kwargs) -> Any:
         call = _CallContexts(snapshot, func)
         with call:
-            result: Any = call.variables.run(func, *args, **kwargs)
-            return await _StepsInContext(call, result)
+            coroutine = call.variables.run(func, *args, **kwargs)
+            return await _StepsInContext(call, coroutine)
 
     is_async = _code_flags(func) & inspect.CO_COROUTINE
     wrapper: Any = carried_async if is_async else carried
@@ -116,11 +118,19 @@ _RequestContext: Any = vars(flask.ctx).get("RequestContext", _AppContext)
 _HAS_ONE_CONTEXT = _RequestContext is _AppContext
 
 
+# Names in g that extensions keep for one request, and set again where they are missing.
+_MADE_AGAIN = (
+    "_flask_babel",  # Flask-Babel's locale. It is changed in place.
+    "_sqlalchemy_queries",  # The queries that Flask-SQLAlchemy has recorded.
+    "fs_authn_via",  # Flask-Security has found a user. Without it, it looks again.
+)
+
+
 class _Snapshot:
     """What is active in the view when carry_context() is called.
 
-    All calls of one wrapper share it and none changes it. It keeps no context, request
-    or stream of the view alive.
+    It is shared by all calls of one wrapper, and never changed. It does not refer to the
+    view's contexts, request or stream, so they can be freed.
     """
 
     def __init__(self) -> None:
@@ -132,19 +142,19 @@ class _Snapshot:
         self._take_variables()
         if has_request_context():
             request_context = _request_ctx._get_current_object()
-            # A view may push a context of another app. It then sees no request of it.
+            # Up to Flask 3.1, another app may be active, which has no request here.
             if request_context.app is self.app:
                 self._take_request(request_context)
 
     def _take_g(self, g: Any) -> None:
         """Take what is in g, and the names of what stays with the view."""
         self.carried: dict[str, Any] = {}
-        self.left_names: set[str] = set()
+        self.staying_names: set[str] = set()
         for name, value in g.__dict__.copy().items():
             if name in _MADE_AGAIN:
                 continue
             if _stays_with_view(value):
-                self.left_names.add(name)
+                self.staying_names.add(name)
             else:
                 self.carried[name] = value
 
@@ -152,7 +162,7 @@ class _Snapshot:
         """Take the context variables, except for Flask's own and what stays.
 
         copy_context() alone would keep the view's contexts alive. Signals and teardown
-        functions would meet them before the task's are pushed and after they are popped.
+        functions would see them before the task's are pushed, and after they are popped.
         """
         self.variables = contextvars.Context()
         self.decimal_contexts: list[tuple[Any, decimal.Context]] = []
@@ -167,10 +177,11 @@ class _Snapshot:
     def _take_request(self, context: Any) -> None:
         """Take the request and the session."""
         session = context.session
+        # The response then varies by cookie. From 3.1.3 on, Flask has set it already.
         with contextlib.suppress(AttributeError):
-            session.accessed = True  # The response then varies by cookie.
+            session.accessed = True
         self.session = _copy_session(session)
-        self.request = _copy_request(context.request, None)
+        self.request = _copy_request(context.request, body=None)
         self.body_class = _UnreadBody if _has_unread_body(self.request) else io.BytesIO
         self.context_class: Any = type(context)
         self.app_with_adapter = _AppWithAdapter(self.app, context.url_adapter)
@@ -195,7 +206,7 @@ class _Snapshot:
             context = self.context_class(app, request=request, session=session)
         else:
             context = self.context_class(app, request.environ, request, session)
-        context.app = self.app  # The other one was for its __init__() only.
+        context.app = self.app  # Only its __init__() needs the stand-in.
         context.match_request = _do_nothing  # Converters would run again.
         return [context] if _HAS_ONE_CONTEXT else [self.app.app_context(), context]
 
@@ -203,8 +214,8 @@ class _Snapshot:
 class _AppWithAdapter:
     """Stands in for the app while a request context is made.
 
-    It hands out the URL adapter of the view's context, as binding another one would take
-    about a quarter of a call. The app answers all else.
+    A context asks the app to bind a URL adapter, which takes about a quarter of the time
+    of a call. This hands out the view's instead. The app answers all else.
     """
 
     def __init__(self, app: Any, url_adapter: Any) -> None:
@@ -221,10 +232,10 @@ class _AppWithAdapter:
 class _CallContexts:
     """The contexts of one call. They are pushed on entry and popped on exit.
 
-    All of that happens in the call's own contextvars.Context, as does the function. A
-    call ends in its own context even where the garbage collector ends it, closing a
-    forgotten coroutine in the middle of another request. contextlib.contextmanager would
-    not do, as the collector could close its generator first.
+    All of that happens in the call's own contextvars.Context, and so does the function.
+    If a coroutine is never finished, the garbage collector closes it, possibly while
+    another request is active. Then the two must not meet. This is a class, because the
+    collector could close the generator of a contextlib.contextmanager first.
     """
 
     def __init__(self, snapshot: _Snapshot, func: object) -> None:
@@ -233,7 +244,7 @@ class _CallContexts:
         self.variables = snapshot.new_variables()
         self.contexts: list[Any] = self.variables.run(snapshot.new_contexts)
         self.pushed: list[Any] = []
-        self.names = _TaskNames(self.contexts[0].g, snapshot)
+        self.globals = _TaskGlobals(self.contexts[0].g, snapshot)
 
     def __enter__(self) -> None:
         try:
@@ -242,34 +253,34 @@ class _CallContexts:
             self.__exit__(None, error, None)
             raise
 
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+    def __exit__(self, cls: object, error: BaseException | None, tb: object) -> None:
         try:
             self.variables.run(self._end, error)
         finally:
-            # This is in the traceback of the error. An error that the task has kept in g
-            # or in a context variable would refer to itself.
-            del self.variables, self.contexts, self.names
+            # The error's traceback refers to this object. Without this, an error that the
+            # task has kept in g or in a context variable would form a reference cycle.
+            del self.variables, self.contexts, self.globals
 
     def _push(self) -> None:
         for context in self.contexts:
-            # If a receiver of appcontext_pushed raises, the context is pushed already.
+            # If a receiver of appcontext_pushed raises, the context is already pushed.
             self.pushed.append(context)
             context.push()
 
     def _end(self, error: BaseException | None) -> None:
-        """Warn of what went wrong in silence, and pop the contexts."""
+        """Log mistakes that raise no error, and pop the contexts."""
         app = self.snapshot.app
         if app.debug or app.testing:
             # Sessions, the values in them, loggers and their filters may raise.
             with contextlib.suppress(Exception):
                 self._warn()
-        self.names.remove_carried()
+        self.globals.remove_carried()
         try:
             self._pop(error)
         except Exception:
             if error is None:
                 raise
-            app.logger.exception("A task failed, and then its teardown.")
+            app.logger.exception("Teardown failed after a task had raised an error.")
 
     def _pop(self, error: BaseException | None) -> None:
         """Pop what is pushed, the last one first, and each whatever happens."""
@@ -283,8 +294,8 @@ class _CallContexts:
         """Log what the task missed in g, and that it changed its session."""
         logger = self.snapshot.app.logger
         task = getattr(self.func, "__qualname__", type(self.func).__qualname__)
-        asked_names = self.names.asked_names - self.names.set_names
-        for name in self.snapshot.left_names & asked_names:
+        asked_names = self.globals.asked_names - self.globals.set_names
+        for name in self.snapshot.staying_names & asked_names:
             logger.warning("%s asked for g.%s. %s", task, name, _stays_message(name))
         if self.snapshot.request is None:
             return
@@ -297,14 +308,14 @@ class _CallContexts:
             )
 
 
-class _TaskNames(dict[str, Any]):
+class _TaskGlobals(dict[str, Any]):
     """The ``__dict__`` of a task's g, which is where Flask keeps what is set in g.
 
     It knows what the task has set. Teardown functions must not find what belongs to the
     view, such as a ``g.path`` that they unlink, but must find what the task has set, even
     if it is the very same object.
 
-    It also explains what is missing: g looks up each name with ``__dict__[name]``.
+    It also explains why a name is missing: to read it, g asks for ``__dict__[name]``.
     """
 
     def __init__(self, g: Any, snapshot: _Snapshot) -> None:
@@ -323,7 +334,7 @@ class _TaskNames(dict[str, Any]):
 
     def __missing__(self, name: str) -> Any:
         self.asked_names.add(name)
-        if name in self.snapshot.left_names:
+        if name in self.snapshot.staying_names:
             raise AttributeError(_stays_message(name))
         if name in self.snapshot.carried:
             raise AttributeError(
@@ -336,7 +347,7 @@ class _TaskNames(dict[str, Any]):
         self.asked_names.add(name)
         return super().__contains__(name)
 
-    # The methods of dict call none of the above.
+    # dict.get() and dict.setdefault() don't call the methods above.
 
     def get(self, name: str, default: Any = None) -> Any:
         self.asked_names.add(name)
@@ -354,27 +365,19 @@ class _TaskNames(dict[str, Any]):
     def remove_carried(self) -> None:
         """Remove what the task got from the view, and has not replaced."""
         for name, value in self.snapshot.carried.items():
-            # The default is an object that is no value.
+            # The default, self, is an object that no value can be.
             if name in self.set_names or super().get(name, self) is not value:
                 continue
             if name in self.defaults:
                 super().__setitem__(name, self.defaults[name])
             else:
-                self.pop(name, None)  # A thread of the task may have removed it.
-
-
-def _stays_message(name: str) -> str:
-    return (
-        f"g.{name} stays with the view. carry_context() carries nothing that can be closed"
-        " or committed, and no instance of a SQLAlchemy model. Open or load it in the"
-        " task, as get_db() does in Flask's tutorial."
-    )
+                self.pop(name, None)  # Another thread may have removed it.
 
 
 class _StepsInContext(Generator[Any, Any, Any]):
     """Awaits a coroutine, and runs each of its steps in the context of a call.
 
-    It works on any event loop. The ``context`` of an ``asyncio.Task`` is for asyncio.
+    Unlike ``create_task(context=...)`` of asyncio, it works on any event loop.
     """
 
     def __init__(self, call: _CallContexts, coroutine: Any) -> None:
@@ -391,20 +394,21 @@ class _StepsInContext(Generator[Any, Any, Any]):
         try:
             return self._call.variables.run(self._steps.throw, *error)
         finally:
-            del error  # Else the error, its traceback and this frame form a cycle.
+            del error  # Otherwise the error, its traceback and this frame form a cycle.
 
     def close(self) -> None:
         self._call.variables.run(self._steps.close)
 
 
-_dict: Any = dict  # Its methods, whatever an app's subclass does in its own.
+# The methods of an app's own dict may load its items, or write to a store. These don't.
+_dict: Any = dict
 
 
 def _copy(original: Any) -> Any:
     """Copy an object with its attributes.
 
-    copy.copy() would call __getstate__, which may leave out what cannot be pickled, set
-    items, which may write to a store, and recurse without end in a __getattr__.
+    copy.copy() is not used unless the class provides for it. It calls __getstate__, which
+    may drop what can't be pickled, and it recurses without end into some __getattr__.
     """
     cls = cast(Any, type(original))
     if hasattr(cls, "__copy__"):
@@ -501,45 +505,35 @@ def _has_unread_body(request: Any) -> bool:
 
 # What stays with the view.
 #
-# Two threads must not share a transaction, a socket or a cursor. Nothing says for certain
-# what has one, so the rule is a guess. Of eleven rules that were tried on the classes of
-# two hundred packages, this one errs least. __exit__, release and shutdown are not among
-# its names, as paths, locks and executors have them.
+# Two threads must not share a transaction, a socket or a cursor. There is no reliable way
+# to tell what has one, so this asks for the names of methods. __exit__, release and
+# shutdown are not among them, as paths, locks and executors have those.
 
 _CLOSING = (
     "close",
     "aclose",
     "disconnect",
     "commit",
-    "commit_transaction",  # The sessions of pymongo.
-    "abandon",  # The connections of ldap3, which call it unbind. Loggers have that, too.
+    "commit_transaction",  # Sessions of pymongo.
+    "abandon",  # Connections of ldap3, which unbind(). So do the loggers of structlog.
 )
-# These are data, though the last three have a close(). The others are here for speed.
-_DATA: set[Any] = {
-    *(bool, bytes, float, int, str, type(None)),
-    *(io.BytesIO, io.StringIO, FileStorage),
-}
+# The last three have a close(), but are data. The others are here for speed.
+_DATA: set[Any] = {bool, bytes, float, int, str, type(None)}
+_DATA.update([io.BytesIO, io.StringIO, FileStorage])
 # An app's own class may load its values when it is iterated. These do not.
 _SEQUENCES: Any = (list, tuple, set)
-# A dict in g may be large. What is behind the first hundred values is not looked at.
+# A dict in g may be large, so only the first values are inspected.
 _MOST_VALUES = 100
-# What extensions keep for one request, and make again where it is missing.
-_MADE_AGAIN = (
-    "_flask_babel",  # Flask-Babel's locale, which it changes in place.
-    "_sqlalchemy_queries",  # The queries that Flask-SQLAlchemy has recorded.
-    "fs_authn_via",  # Flask-Security then loads the user of the task.
-)
 
 
 def _stays_with_view(value: Any) -> bool:
     """Say whether a value can be closed or committed, or holds one that can."""
     values = [value]
-    # The list grows while it is read, so what is in containers comes last.
+    # The list grows while it is read. What containers hold comes last, and counts, too.
     for each in itertools.islice(values, 1 + _MOST_VALUES):
         if type(each) in _DATA:
             continue
-        # A class that cannot be asked is data. So is a dict or set that another thread
-        # changes at this moment.
+        # What can't be inspected is data, such as a dict that another thread changes.
         with contextlib.suppress(Exception):
             if _can_be_closed(each):
                 return True
@@ -551,11 +545,19 @@ def _stays_with_view(value: Any) -> bool:
     return False
 
 
+def _stays_message(name: str) -> str:
+    return (
+        f"g.{name} stays with the view. carry_context() carries nothing that can be closed"
+        " or committed, and no instance of a SQLAlchemy model. Open or load it in the"
+        " task, as get_db() does in Flask's tutorial."
+    )
+
+
 def _can_be_closed(value: object) -> bool:
     """Say whether the class of a value has a method that closes or commits it.
 
-    That is the class in ``__class__``, as a tracer's proxy for a connection names the
-    connection's there. A LocalProxy would look up the object behind it.
+    ``__class__`` is asked, because what a tracer wraps around a connection names the
+    connection's class there. A LocalProxy is not asked, as that would wake it.
     """
     is_proxy = issubclass(type(value), LocalProxy)
     cls: Any = type(value) if is_proxy else value.__class__
@@ -605,7 +607,7 @@ def _check_result(result: Any) -> None:
         raise TypeError(
             "The function in carry_context() returned a coroutine, which would run later,"
             f" without the context. Await carry_context({result.__name__})() in an event"
-            " loop, or carry asyncio.run in a thread."
+            " loop, or call carry_context(asyncio.run) with the coroutine in a thread."
         )
 
 
@@ -614,20 +616,20 @@ def _check_context() -> None:
     advice = "Wrap the task inside the view: executor.submit(carry_context(task))."
     if not has_app_context():
         raise RuntimeError(
-            f"There is no active Flask context to carry. {advice} Wrap a job that"
-            " belongs to no request under `with app.app_context():`."
+            f"There is no active Flask context to carry. {advice} Wrap a job outside"
+            " a request under `with app.app_context():`."
         )
     if has_request_context():
         module = _find_importing_module()
         if module is not None:
             raise RuntimeError(
-                f"carry_context() was called while a request imports the module {module!r}."
-                f" All later calls would run with this one request. {advice}"
+                f"carry_context() was called while the module {module!r} was being imported"
+                f" during a request. All later calls would have this request. {advice}"
             )
 
 
-# What calls views, streamed responses and tasks.
-_CALLERS = "flask.app", "flask.helpers", "flask.ctx", "asgiref.sync", __name__
+# The modules that call views, streamed responses and tasks.
+_CALLERS = ("flask.app", "flask.helpers", "flask.ctx", "asgiref.sync", __name__)
 
 
 def _find_importing_module() -> str | None:
@@ -645,6 +647,7 @@ def _find_importing_module() -> str | None:
         name = frame.f_globals.get("__name__")
         if name in _CALLERS:
             return importing
+        # The import system sets it during the import. exec() has such a frame, too.
         spec = frame.f_globals.get("__spec__")
         is_module = frame.f_code.co_name == "<module>"
         if is_module and getattr(spec, "_initializing", False):
