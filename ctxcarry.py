@@ -86,7 +86,7 @@ def carry_context(func: Callable[P, R], /) -> Callable[P, R]:
         of a module that is imported during a request.
     """
     _check_callable(func)
-    _check_context()
+    _check_app_context()
     snapshot = _Snapshot()
 
     def carried(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -176,6 +176,7 @@ class _Snapshot:
 
     def _take_request(self, context: Any) -> None:
         """Take the request and the session."""
+        _check_import()
         session = context.session
         # The response then varies by cookie. From 3.1.3 on, Flask has set it already.
         with contextlib.suppress(AttributeError):
@@ -611,25 +612,30 @@ def _check_result(result: Any) -> None:
         )
 
 
-def _check_context() -> None:
-    """Refuse if no context is active, or if a request imports the calling module."""
-    advice = "Wrap the task inside the view: executor.submit(carry_context(task))."
+_ADVICE = "Wrap the task inside the view: executor.submit(carry_context(task))."
+
+
+def _check_app_context() -> None:
+    """Refuse if no context is active."""
     if not has_app_context():
         raise RuntimeError(
-            f"There is no active Flask context to carry. {advice} Wrap a job outside"
-            " a request under `with app.app_context():`."
+            f"There is no active Flask context to carry. {_ADVICE} Wrap a job outside a"
+            " request under `with app.app_context():`."
         )
-    if has_request_context():
-        module = _find_importing_module()
-        if module is not None:
-            raise RuntimeError(
-                f"carry_context() was called while the module {module!r} was being imported"
-                f" during a request. All later calls would have this request. {advice}"
-            )
 
 
-# The modules that call views, streamed responses and tasks.
-_CALLERS = ("flask.app", "flask.helpers", "flask.ctx", "asgiref.sync", __name__)
+def _check_import() -> None:
+    """Refuse a module that is imported during a request, and would carry the request."""
+    module = _find_importing_module()
+    if module is not None:
+        raise RuntimeError(
+            f"carry_context() was called while the module {module!r} was being imported"
+            f" during a request. All later calls would have this request. {_ADVICE}"
+        )
+
+
+# The modules that call views, streamed responses, async views, threads and tasks.
+_CALLERS = ("flask.app", "flask.helpers", "flask.ctx", "asgiref.sync", "threading")
 
 
 def _find_importing_module() -> str | None:
@@ -645,7 +651,7 @@ def _find_importing_module() -> str | None:
     # No further than to the view: an app may be served while its module is imported.
     while frame:
         name = frame.f_globals.get("__name__")
-        if name in _CALLERS:
+        if name == __name__ or name in _CALLERS:
             return importing
         # The import system sets it during the import. exec() has such a frame, too.
         spec = frame.f_globals.get("__spec__")
