@@ -518,9 +518,10 @@ _CLOSING = (
     "commit_transaction",  # Sessions of pymongo.
     "abandon",  # Connections of ldap3, which unbind(). So do the loggers of structlog.
 )
-# The last three have a close(), but are data. The others are here for speed.
-_DATA: set[Any] = {bool, bytes, float, int, str, type(None)}
-_DATA.update([io.BytesIO, io.StringIO, FileStorage])
+# The last three have a close(), but are data. The others are here for speed. By their
+# ids, as a metaclass may make a class unhashable.
+_DATA = set(map(id, [bool, bytes, float, int, str, type(None)]))
+_DATA.update(map(id, [io.BytesIO, io.StringIO, FileStorage]))
 # An app's own class may load its values when it is iterated. These do not.
 _SEQUENCES: Any = (list, tuple, set)
 # A dict in g may be large, so only the first values are inspected.
@@ -532,7 +533,7 @@ def _stays_with_view(value: Any) -> bool:
     values = [value]
     # The list grows while it is read. What containers hold comes last, and counts, too.
     for each in itertools.islice(values, 1 + _MOST_VALUES):
-        if type(each) in _DATA:
+        if id(type(each)) in _DATA:
             continue
         # What can't be inspected is data, such as a dict that another thread changes.
         with contextlib.suppress(Exception):
@@ -624,42 +625,40 @@ def _check_app_context() -> None:
         )
 
 
-def _check_import() -> None:
-    """Refuse a module that is imported during a request, and would carry the request."""
-    module = _find_importing_module()
-    if module is not None:
-        raise RuntimeError(
-            f"carry_context() was called while the module {module!r} was being imported"
-            f" during a request. All later calls would have this request. {_ADVICE}"
-        )
-
-
 # The modules that call views, streamed responses, async views, threads and tasks.
-_CALLERS = ("flask.app", "flask.helpers", "flask.ctx", "asgiref.sync", "threading")
+_CALLERS = (
+    "flask.app",
+    "flask.helpers",
+    "flask.ctx",
+    "asgiref.sync",
+    "threading",
+    __name__,
+)
 
 
-def _find_importing_module() -> str | None:
-    """Return the name of the module that a view or a task imports, if there is one.
+def _check_import() -> None:
+    """Refuse to carry a request into the top level of a module that it imports.
 
-    The decorator in such a module would give all later users this request's session. If
-    no view is found, the module has opened the context itself, for a job at its start.
+    A decorator there would give this request's session to all later users. If nothing has
+    called a view, the module has opened the context itself, for a job when it starts.
     """
     importing: str | None = None
     frame = inspect.currentframe()
     while frame and frame.f_globals.get("__name__") == __name__:
         frame = frame.f_back
     # No further than to the view: an app may be served while its module is imported.
-    while frame:
-        name = frame.f_globals.get("__name__")
-        if name == __name__ or name in _CALLERS:
-            return importing
+    while frame and frame.f_globals.get("__name__") not in _CALLERS:
         # The import system sets it during the import. exec() has such a frame, too.
         spec = frame.f_globals.get("__spec__")
         is_module = frame.f_code.co_name == "<module>"
         if is_module and getattr(spec, "_initializing", False):
-            importing = importing or str(name)
+            importing = importing or str(frame.f_globals["__name__"])
         frame = frame.f_back
-    return None
+    if frame and importing:
+        raise RuntimeError(
+            f"carry_context() was called while the module {importing!r} was being imported"
+            f" during a request. All later calls would have this request. {_ADVICE}"
+        )
 
 
 def _update_wrapper(wrapper: Any, func: Any) -> None:
