@@ -11,7 +11,6 @@ differences that the contract allows, each with a program that shows it.
 import asyncio
 import contextlib
 import copy
-import gc
 import itertools
 import sqlite3
 import sys
@@ -164,13 +163,11 @@ class Connections:
     def release(self, opened: Any) -> None:
         opened.close()
 
-    def left_open(self) -> int:
-        """Count those that nobody has given back."""
-        return sum(connection.holder is not None for connection in self.all)
-
-    def close_all(self) -> None:
+    def close_all(self) -> int:
+        """Close all, and count those that nobody has given back."""
         for connection in self.all:
             sqlite3.Connection.close(connection)
+        return sum(connection.holder is not None for connection in self.all)
 
 
 class Pool(Connections):
@@ -409,17 +406,7 @@ class Shop:
                 self.finish("after the response")
                 for _ in range(self.program.others):
                     self.post(client, "other")
-        if self.program.others:
-            self.end_forgotten_tasks()
-        self.left_open = self.source.left_open()
-        self.source.close_all()
-
-    def end_forgotten_tasks(self) -> None:
-        """End the tasks that are left when all is over. PyPy needs several rounds."""
-        for _ in range(5):
-            gc.collect()
-            if not self.source.left_open():
-                break
+        self.left_open = self.source.close_all()
 
     def is_well(self) -> bool:
         """Say whether views and tasks did what they should, and cleaned up."""
@@ -490,8 +477,8 @@ class Shop:
     def forgotten(self, work: Call) -> Call:
         """Wrap a task that then waits for ever, on a loop that is closed.
 
-        Nothing keeps it, as the references of asyncio are weak. The garbage collector
-        ends it one day, in any thread.
+        Nothing keeps it, as the references of asyncio are weak. CPython's garbage
+        collector ends it one day, in any thread.
         """
 
         async def work_and_wait(seen: asyncio.Future[Any]) -> None:
@@ -752,10 +739,7 @@ KINDS = {
         "place", "inside", source="own class", known_by="__mapper__"
     ),
     "forgotten coroutines": programs(
-        *([*FOR_DATABASE, "rows"], "place", "teardown", "ends_request"),
-        hows=("forgotten",),
-        requests=1,
-        others=2,
+        ["note", "rows"], "place", "ends_request", hows=("forgotten",), others=2
     ),
     "commit on a flag": programs(
         ["write", "mark"], commits="flag in g", hook=("mark",)
@@ -833,9 +817,7 @@ FOUND = {
     "models in a memo": BOTH_OPEN._replace(
         source="own class", known_by="__mapper__", inside="a memo"
     ),
-    "forgotten coroutine": Program(
-        others=2, tasks=(Task(("open", "rows"), how="forgotten"),)
-    ),
+    "forgotten": Program(others=2, tasks=(Task(("rows",), how="forgotten"),)),
     "recorded queries": Program(before=("query",), tasks=(Task(("query",)),)),
     "changed": Program(stirred=True, before=("dict",), tasks=(Task(()),)),
 }
