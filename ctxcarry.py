@@ -528,7 +528,7 @@ _SEQUENCES: Any = (list, tuple, set)
 _MOST_VALUES = 100
 
 
-def _stays_with_view(value: Any) -> bool:
+def _stays_with_view(value: object) -> bool:
     """Say whether a value can be closed or committed, or holds one that can."""
     values = [value]
     # The list grows while it is read. What containers hold comes last, and counts, too.
