@@ -96,7 +96,7 @@ def run_snippet(heading: str, **names: Any) -> dict[str, Any]:
     _, _, section = GUIDE.partition(f"# {heading}\n")
     code = re.search(r"```python\n(.*?)```", section, re.DOTALL)
     assert code
-    exec(code[1], names)  # noqa: S102
+    exec(code[1], names)
     return names
 
 

@@ -73,7 +73,7 @@ def run_recipe(app: Flask, pool: ThreadPoolExecutor) -> RunRecipe:
         names = vars(flask) | {"app": app, "asyncio": asyncio, "executor": pool}
         names |= {"carry_context": carry_context, **given}
         for snippet in snippets(recipe):
-            exec(snippet, names)  # noqa: S102
+            exec(snippet, names)
         return names
 
     return run

@@ -504,7 +504,7 @@ class Shop:
             if not self.program.by_exec:
                 return self.wrap(func)
             names: dict[str, Callable[..., Any]] = {"wrap": self.wrap, "func": func}
-            exec("carried = wrap(func)", names)  # noqa: S102
+            exec("carried = wrap(func)", names)
             return names["carried"]
 
     def finish(self, when: When) -> None:

@@ -42,7 +42,7 @@ UNREAD = (
 def names() -> dict[str, Any]:
     """What the first snippet of the README defines."""
     names: dict[str, Any] = {"__name__": "readme"}
-    exec(MAIN, names)  # noqa: S102
+    exec(MAIN, names)
     return names
 
 
@@ -78,7 +78,7 @@ def test_the_first_example_fails_with_the_built_in(
     names: dict[str, Any] = {"__name__": "readme"}
     names["copy_current_request_context"] = copy_current_request_context
     text = MAIN.replace("@carry_context", "@copy_current_request_context")
-    exec(text, names)  # noqa: S102
+    exec(text, names)
     assert names["app"].test_client().get("/report").status_code == 500
     (record,) = caplog.records
     assert record.exc_info
@@ -331,7 +331,7 @@ def test_a_task_of_a_module_that_fails_is_logged(
 def test_an_executor_that_wraps_automatically_carries_every_call(
     names: dict[str, Any],
 ) -> None:
-    exec(EXECUTOR, names)  # noqa: S102
+    exec(EXECUTOR, names)
     app: Flask = names["app"]
     with names["ContextExecutor"](2) as executor:
 
@@ -359,7 +359,7 @@ def test_a_job_without_a_request_has_the_app_and_may_start_itself_again(
         runs.put([current_app.name, has_request_context()])
 
     names["refresh_prices"] = refresh_prices
-    exec(JOB, names)  # noqa: S102
+    exec(JOB, names)
     assert [runs.get(timeout=TIMEOUT) for _ in range(2)] == [["readme", False]] * 2
 
 
@@ -378,7 +378,7 @@ def test_an_accessor_loads_an_orm_object_in_the_task(
         db.session.add(Account(name="acme"))
         db.session.commit()
     names = {**vars(flask), "db": db, "Account": Account}
-    exec(ACCESSOR, names)  # noqa: S102
+    exec(ACCESSOR, names)
     get_account: Any = names["get_account"]
 
     @app.route("/")

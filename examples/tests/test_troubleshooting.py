@@ -228,7 +228,7 @@ def test_what_belongs_to_a_thread_is_not_carried(app: Flask) -> None:
 def get_db() -> Callable[[], sqlite3.Connection]:
     """The accessor of the guide."""
     names: dict[str, Any] = {"g": g, "sqlite3": sqlite3, "DATABASE": ":memory:"}
-    exec(snippets(GUIDE)[0], names)  # noqa: S102
+    exec(snippets(GUIDE)[0], names)
     found: Callable[[], sqlite3.Connection] = names["get_db"]
     return found
 
