@@ -30,7 +30,7 @@ import threading
 import types
 import unittest.mock
 import weakref
-from collections.abc import Callable, Coroutine, Generator, Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -1418,13 +1418,13 @@ def test_whoever_misses_what_was_carried_and_is_gone_is_told_why(app: Flask) -> 
 
 # 5. The request body and uploads
 
+A = {"a": "1"}
 JSON: dict[str, Any] = {"data": b'{"a": "1"}', "content_type": "application/json"}
-FORM: dict[str, Any] = {"data": {"a": "1"}}
-UPLOAD: dict[str, Any] = {"data": {"a": "1", "file": (io.BytesIO(b"text"), "a.txt")}}
+FORM: dict[str, Any] = {"data": A}
+UPLOAD: dict[str, Any] = {"data": {**A, "file": (io.BytesIO(b"text"), "a.txt")}}
 CHUNKED: dict[str, Any] = {
     "input_stream": io.BytesIO(b"a"),
     "headers": {"Transfer-Encoding": "chunked"},
-    "environ_overrides": {"CONTENT_LENGTH": ""},
 }
 NO_BOUNDARY: dict[str, Any] = {
     "data": b'--a\r\n\r\n"x"',
@@ -1448,28 +1448,63 @@ READ: dict[str, Callable[[], Any]] = {
     "data-uncached": lambda: request.get_data(cache=False),
     "json-uncached": lambda: request.get_json(cache=False),
 }
-READ_BODY = ["get_data", "data", "json", "stream", "one-byte", "next-line", "text"]
-READ_FORM = ["form", "values", "files"]
-Read = Callable[..., list[Any]]
+UNREAD: dict[str, Any] = dict.fromkeys(
+    [
+        "get_data",
+        "data",
+        "json",
+        "stream",
+        "one-byte",
+        "next-line",
+        "text",
+        "wsgi-input",
+    ],
+    RuntimeError,
+)
+UNREAD_FORM = {**UNREAD, **dict.fromkeys(["form", "values", "files"], RuntimeError)}
+PARSED = {"form": A, "values": A, "data": b"", "stream": b""}
 
 
-def results(ways: list[str]) -> list[Any]:
-    """Return what is read in these ways, or the errors that say what to do."""
+def results(ways: Iterable[str]) -> list[Any]:
+    """Return what is read in these ways. An error is one that says what to do."""
     read: list[Any] = []
     for way in ways:
         try:
             read.append(READ[way]())
         except RuntimeError as error:
-            assert re.search(r"carry_context.*get_data\(\).*in the view", str(error))
-            assert re.search(r"save\(\)", str(error))
+            advice = r"carry_context.*get_data\(\).*in the view.*save\(\)"
+            assert re.search(advice, str(error))
             read.append(RuntimeError)
     return read
 
 
-def read_late(
-    app: Flask, sent: dict[str, Any], in_view: str, in_task: list[str]
-) -> list[Any]:
-    """Return what a task reads after the response to a view that has read before."""
+@pytest.mark.parametrize("terminated", [False, True], ids=["plain", "terminated"])
+@pytest.mark.parametrize(
+    ("sent", "in_view", "in_task"),
+    [
+        pytest.param(JSON, "json", {"json": A, "data": JSON["data"]}, id="json"),
+        pytest.param(JSON, "get_data", {"json": A}, id="data-of-json"),
+        pytest.param(FORM, "get_data", {"form": A}, id="data-of-a-form"),
+        pytest.param(FORM, "form", PARSED, id="form"),
+        pytest.param(UPLOAD, "files", {**PARSED, "files": ["file"]}, id="upload"),
+        pytest.param(JSON, "nothing", UNREAD, id="unread-json"),
+        pytest.param(CHUNKED, "nothing", UNREAD, id="unread-chunks"),
+        pytest.param(FORM, "nothing", UNREAD_FORM, id="unread-form"),
+        pytest.param(UPLOAD, "nothing", UNREAD_FORM, id="unread-upload"),
+        pytest.param(NO_BOUNDARY, "form", UNREAD, id="form-without-a-boundary"),
+        pytest.param(JSON, "one-byte", UNREAD, id="consumed-in-part"),
+        pytest.param(JSON, "data-uncached", UNREAD, id="consumed-by-get_data"),
+        pytest.param(JSON, "json-uncached", UNREAD, id="consumed-by-get_json"),
+    ],
+)
+def test_a_task_reads_after_the_response_what_the_view_has_read_and_kept(
+    app: Flask,
+    pool: ThreadPoolExecutor,
+    sent: dict[str, Any],
+    in_view: str,
+    in_task: dict[str, Any],
+    terminated: bool,
+) -> None:
     answered = threading.Event()
     tasks: list[Future[list[Any]]] = []
 
@@ -1482,65 +1517,10 @@ def read_late(
         tasks.append(pool.submit(carry_context(late)))
         return {}
 
-    with ThreadPoolExecutor(1) as pool:
-        assert run(app, view, method="POST", **copy.deepcopy(sent)) == {}
-        answered.set()
-        return tasks[0].result(TIMEOUT)
-
-
-@pytest.mark.parametrize(
-    ("sent", "in_view", "in_task"),
-    [
-        pytest.param(
-            JSON, "json", {"json": {"a": "1"}, "data": JSON["data"]}, id="json"
-        ),
-        pytest.param(JSON, "get_data", {"json": {"a": "1"}}, id="data-of-json"),
-        pytest.param(FORM, "get_data", {"form": {"a": "1"}}, id="data-of-a-form"),
-        pytest.param(
-            FORM,
-            "form",
-            {"form": {"a": "1"}, "values": {"a": "1"}, "data": b"", "stream": b""},
-            id="form",
-        ),
-        pytest.param(
-            UPLOAD,
-            "files",
-            {"form": {"a": "1"}, "files": ["file"], "get_data": b""},
-            id="upload",
-        ),
-    ],
-)
-def test_what_the_view_has_read_can_be_read_after_the_response(
-    app: Flask, sent: dict[str, Any], in_view: str, in_task: dict[str, Any]
-) -> None:
-    assert read_late(app, sent, in_view, [*in_task]) == [*in_task.values()]
-
-
-@pytest.mark.parametrize("terminated", [False, True], ids=["plain", "terminated"])
-@pytest.mark.parametrize(
-    ("sent", "in_view", "in_task"),
-    [
-        pytest.param(JSON, "nothing", [*READ_BODY, "wsgi-input"], id="json"),
-        pytest.param(CHUNKED, "nothing", READ_BODY, id="chunked"),
-        pytest.param(FORM, "nothing", READ_BODY + READ_FORM, id="form"),
-        pytest.param(UPLOAD, "nothing", READ_BODY + READ_FORM, id="upload"),
-        pytest.param(NO_BOUNDARY, "form", READ_BODY, id="form-without-a-boundary"),
-        pytest.param(JSON, "one-byte", READ_BODY, id="consumed-in-part"),
-        pytest.param(JSON, "data-uncached", READ_BODY, id="consumed-by-get_data"),
-        pytest.param(JSON, "json-uncached", READ_BODY, id="consumed-by-get_json"),
-    ],
-)
-def test_a_body_that_the_request_does_not_keep_is_an_error_in_the_task(
-    app: Flask,
-    sent: dict[str, Any],
-    in_view: str,
-    in_task: list[str],
-    terminated: bool,
-) -> None:
-    environ = {"wsgi.input_terminated": terminated}
-    environ.update(sent.get("environ_overrides", {}))
-    sent = {**sent, "environ_overrides": environ}
-    assert read_late(app, sent, in_view, in_task) == [RuntimeError] * len(in_task)
+    sent = {"method": "POST", **copy.deepcopy(sent)}
+    run(app, view, environ_overrides={"wsgi.input_terminated": terminated}, **sent)
+    answered.set()
+    assert tasks[0].result(TIMEOUT) == [*in_task.values()]
 
 
 @pytest.mark.parametrize("in_task", ["data", "stream"])
@@ -1578,8 +1558,7 @@ def test_a_request_without_a_body_has_none_in_the_task(
     has_body: bool,
 ) -> None:
     def carry_on() -> list[Any]:
-        carried = carry_context(results)
-        return carried(["stream"])
+        return carry_context(results)(["stream"])
 
     body = io.BytesIO(b"of the next request")
     environ = {
@@ -1590,12 +1569,12 @@ def test_a_request_without_a_body_has_none_in_the_task(
     }
     ways = ["stream", "data", "json", "wsgi-input"]
     with app.test_request_context(method=method, environ_overrides=environ):
-        seen = in_thread(partial(carry_context(results), [*ways, *READ_FORM]))
+        seen = in_thread(partial(carry_context(results), [*ways, "form", "files"]))
         in_task_of_a_task = in_thread(carry_context(carry_on))
     if has_body:
         assert seen[: len(ways)] == [RuntimeError] * len(ways)
     else:
-        assert seen == [b"", b"", None, b"", {}, {}, []]
+        assert seen == [b"", b"", None, b"", {}, []]
     assert in_task_of_a_task == seen[:1]
     assert body.tell() == 0
 
@@ -2209,75 +2188,32 @@ def test_a_task_does_not_see_the_context_variables_of_its_thread(app: Flask) -> 
 
 # Any order of writing, wrapping, calling and ending, against a model of plain values
 
-PLACES = ["g", "session", "attribute", "view_args", "environ", "variable", "cart"]
-VARIABLE: contextvars.ContextVar[str] = contextvars.ContextVar("VARIABLE")
-Seen = dict[str, str]  # What is seen at each place, "" for nothing.
-
-
-class Change(NamedTuple):
-    """A new value for one of the places. The cart gets another item."""
-
-    place: str
-    value: str
+Work = Callable[[str, Callable[[], object]], list[Any]]
+NEW_VALUES = st.text("0123", max_size=3)
 
 
 class Wrapper(NamedTuple):
-    """The carried functions of one task, and what they see at first."""
+    """The carried functions of a task, and the value that they find at first."""
 
-    work: Callable[[list[Change], Callable[[], object]], list[Seen]]
-    work_async: Callable[[list[Change]], Coroutine[Any, Any, list[Seen]]]
-    wrap_again: Callable[[list[Change]], "Wrapper"]
-    carried: Seen
-
-
-CHANGES = st.lists(st.builds(Change, st.sampled_from(PLACES), st.sampled_from("0123")))
+    work: Work
+    work_async: Callable[[str], Coroutine[Any, Any, list[Any]]]
+    wrap_again: Callable[[str], "Wrapper"]
+    value: str
 
 
-def holders() -> dict[str, Any]:
-    """Return what has the values of the places that are mappings."""
-    return {
-        "g": vars(g),
-        "session": session,
-        "attribute": vars(unproxied(request)),
-        "view_args": request.view_args,
-        "environ": request.environ,
-    }
+def add(value: str) -> None:
+    """Add to the value in every place, and to a list in the session."""
+    write(g.value + value)
+    session["cart"].append(value)
 
 
-def see() -> Seen:
-    """Return what is seen at each place."""
-    seen = {key: each.get("HTTP_VALUE", "") for key, each in holders().items()}
-    seen["header"] = request.headers.get("Value", "")
-    seen["variable"] = VARIABLE.get("")
-    seen["cart"] = "".join(session.get("cart", []))
-    return seen
-
-
-def apply(changes: list[Change]) -> None:
-    """Apply the changes to the active context."""
-    for place, value in changes:
-        if place == "cart":
-            session.setdefault("cart", []).append(value)
-        elif place == "variable":
-            VARIABLE.set(value)
-        elif place == "g":
-            g.HTTP_VALUE = value
-        else:
-            holders()[place]["HTTP_VALUE"] = value
-
-
-def changed(seen: Seen, changes: list[Change]) -> Seen:
-    """Return what is seen after the changes."""
-    seen = dict(seen)
-    for place, value in changes:
-        if place == "environ":
-            seen["header"] = value
-        seen[place] = seen["cart"] + value if place == "cart" else value
-    return seen
+def see() -> list[Any]:
+    """Return what is in every place."""
+    return [*values(), "".join(session["cart"])]
 
 
 class Carrying(RuleBasedStateMachine):
-    """Writes, wraps, calls and ends in any order."""
+    """Writes, wraps, calls and ends in any order. The model is a text."""
 
     wrappers: Bundle[Wrapper] = Bundle("wrappers")
 
@@ -2290,32 +2226,31 @@ class Carrying(RuleBasedStateMachine):
         self.app.teardown_appcontext(self.tear_down)
         self.endings: list[str] = []
         self.view: Any = None
-        self.model: Seen = {}
-        VARIABLE.set("")
+        self.model = ""
 
     def tear_down(self, _: BaseException | None) -> None:
-        self.endings.append(g.get("HTTP_VALUE", ""))
+        self.endings.append(g.get("value", "nothing"))
 
-    def carry(self, model: Seen) -> Wrapper:
+    def carry(self, model: str) -> Wrapper:
         """Wrap the functions of a task in the active context, as in the model."""
 
-        def work(changes: list[Change], meet: Callable[[], object]) -> list[Seen]:
+        def work(value: str, meet: Callable[[], object]) -> list[Any]:
             before = see()
             meet()
-            apply(changes)
+            add(value)
             meet()
             return [before, see()]
 
-        async def work_async(changes: list[Change]) -> list[Seen]:
+        async def work_async(value: str) -> list[Any]:
             before = see()
             await asyncio.sleep(0)
-            apply(changes)
+            add(value)
             await asyncio.sleep(0)
             return [before, see()]
 
-        def wrap_again(changes: list[Change]) -> Wrapper:
-            apply(changes)
-            return self.carry(changed(model, changes))
+        def wrap_again(value: str) -> Wrapper:
+            add(value)
+            return self.carry(model + value)
 
         return Wrapper(
             carry_context(work),
@@ -2329,57 +2264,53 @@ class Carrying(RuleBasedStateMachine):
     def begin_request(self) -> None:
         self.view = self.app.test_request_context("/x")
         self.view.push()
-        self.model = see()
+        self.model = ""
+        write("")
+        session["cart"] = []
 
     @precondition(lambda self: self.view)
-    @rule(changes=CHANGES)
-    def change_in_the_view(self, changes: list[Change]) -> None:
-        apply(changes)
-        self.model = changed(self.model, changes)
+    @rule(value=NEW_VALUES)
+    def change_in_the_view(self, value: str) -> None:
+        add(value)
+        self.model += value
 
     @precondition(lambda self: self.view)
     @rule(target=wrappers)
     def wrap(self) -> Wrapper:
         return self.carry(self.model)
 
-    @rule(target=wrappers, wrapper=wrappers, changes=CHANGES)
-    def wrap_in_a_task(self, wrapper: Wrapper, changes: list[Change]) -> Wrapper:
-        made: Wrapper = in_thread(lambda: wrapper.wrap_again(changes))
+    @rule(target=wrappers, wrapper=wrappers, value=NEW_VALUES)
+    def wrap_in_a_task(self, wrapper: Wrapper, value: str) -> Wrapper:
+        made: Wrapper = in_thread(lambda: wrapper.wrap_again(value))
         return made
 
-    @rule(wrapper=wrappers, calls=st.lists(CHANGES, max_size=3))
-    def call_in_threads(self, wrapper: Wrapper, calls: list[list[Change]]) -> None:
-        barrier = threading.Barrier(max(len(calls), 1), timeout=TIMEOUT)
+    @rule(wrapper=wrappers, new=st.lists(NEW_VALUES, min_size=1, max_size=3))
+    def call_in_threads(self, wrapper: Wrapper, new: list[str]) -> None:
+        barrier = threading.Barrier(len(new), timeout=TIMEOUT)
 
-        def in_a_thread(changes: list[Change]) -> list[Seen]:
+        def in_a_thread(value: str) -> list[Any]:
             before = state()
-            seen = wrapper.work(changes, barrier.wait)
+            seen = wrapper.work(value, barrier.wait)
             assert state() == before
             return seen
 
         self.endings.clear()
         with ThreadPoolExecutor(3) as pool:
-            self.check(wrapper, calls, list(pool.map(in_a_thread, calls)))
+            self.check(wrapper, new, list(pool.map(in_a_thread, new)))
 
-    @rule(wrapper=wrappers, calls=st.lists(CHANGES, max_size=3))
-    def call_on_a_loop(self, wrapper: Wrapper, calls: list[list[Change]]) -> None:
-        async def main() -> list[list[Seen]]:
-            return await asyncio.gather(*map(wrapper.work_async, calls))
+    @rule(wrapper=wrappers, new=st.lists(NEW_VALUES, max_size=3))
+    def call_on_a_loop(self, wrapper: Wrapper, new: list[str]) -> None:
+        async def main() -> list[list[Any]]:
+            return await asyncio.gather(*map(wrapper.work_async, new))
 
         self.endings.clear()
-        self.check(wrapper, calls, in_thread(lambda: asyncio.run(main())))
+        self.check(wrapper, new, in_thread(lambda: asyncio.run(main())))
 
-    def check(
-        self, wrapper: Wrapper, calls: list[list[Change]], seen: list[list[Seen]]
-    ) -> None:
+    def check(self, wrapper: Wrapper, new: list[str], seen: list[list[Any]]) -> None:
         """Compare what the calls and their teardown functions saw with the model."""
-        endings: list[str] = []
-        for changes, found in zip(calls, seen):
-            after = changed(wrapper.carried, changes)
-            assert found == [wrapper.carried, after]
-            is_set = any(change.place == "g" for change in changes)
-            endings += [after["g"] if is_set else ""] * 2
-        assert sorted(self.endings) == sorted(endings)
+        after = [wrapper.value + value for value in new]
+        assert seen == [[[wrapper.value] * 8, [value] * 8] for value in after]
+        assert sorted(self.endings) == sorted(after + after)
 
     @precondition(lambda self: self.view)
     @rule()
@@ -2387,12 +2318,12 @@ class Carrying(RuleBasedStateMachine):
         self.endings.clear()
         self.view.pop(None)
         self.view = None
-        assert self.endings == [self.model["g"]] * 2
+        assert self.endings == [self.model] * 2
 
     @stateful.invariant()
     def nothing_is_written_back(self) -> None:
         if self.view:
-            assert see() == self.model
+            assert see() == [self.model] * 8
         else:
             assert not flask.has_app_context()
 
