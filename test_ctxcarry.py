@@ -284,6 +284,7 @@ def test_every_kind_of_callable_can_be_carried(
     with app.test_request_context("/x"):
         carried = carry_context(func)
         assert in_thread(lambda: carried(argument)) == expected
+    assert callable(vars(carried)["__wrapped__"])
 
 
 def test_a_parameter_can_have_any_name(app: Flask) -> None:
