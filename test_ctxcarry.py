@@ -194,6 +194,12 @@ def frequent_switches() -> Generator[None]:
         sys.setswitchinterval(interval)
 
 
+on_cpython = pytest.mark.skipif(
+    sys.implementation.name != "cpython",
+    reason="PyPy counts no references, and closes no forgotten coroutine.",
+)
+
+
 @contextlib.contextmanager
 def without_gc() -> Generator[None]:
     """Switch the garbage collector off, where objects go without it."""
@@ -858,7 +864,7 @@ def test_a_teardown_function_that_fails_does_not_hide_the_tasks_error(
         assert innermost(record.exc_info[1]) is teardown_error
 
 
-@pytest.mark.parametrize("by", ["collector", "hand"])
+@pytest.mark.parametrize("by", [pytest.param("collector", marks=on_cpython), "hand"])
 def test_a_forgotten_coroutine_does_not_meet_the_request_in_which_it_ends(
     app: Flask, tearing: Tearing, by: str
 ) -> None:
@@ -875,7 +881,7 @@ def test_a_forgotten_coroutine_does_not_meet_the_request_in_which_it_ends(
     with app.test_request_context("/first"):
         coroutines: list[Any] = [carry_context(work)()]
         # For the collector, this one is now younger than the ones inside of it.
-        getattr(gc, "freeze", gc.collect)()
+        getattr(gc, "freeze", gc.collect)()  # PyPy has no such function.
         coroutines[0].send(None)
         gc.collect()
         getattr(gc, "unfreeze", gc.collect)()
@@ -887,8 +893,7 @@ def test_a_forgotten_coroutine_does_not_meet_the_request_in_which_it_ends(
             coroutines.pop().close()
         coroutines.append(coroutines)  # From now on only this cycle keeps it.
         del coroutines
-        for _ in range(3):  # PyPy needs more than one.
-            gc.collect()
+        gc.collect()
         assert state() == before
         assert [end.found for end in tearing] == [{"own": "task's"}] * 2
         assert vars(g) == {"db": g.db}
