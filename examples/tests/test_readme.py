@@ -1,24 +1,21 @@
-"""What the README says is what happens: its snippets, its commands and its claims."""
+"""The snippets and commands of the README do what it says. test_compare.py tries its table."""
 
 import asyncio
-import contextvars
 import importlib
-import io
 import queue
-import re
 import shlex
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import flask
 import pytest
-from documents import README, section, snippets, write_shop
+from documents import README, snippets, write_shop
 from flask import (
     Flask,
     copy_current_request_context,
@@ -33,9 +30,6 @@ from helpers import ROOT, TIMEOUT, Late
 from ctxcarry import carry_context
 
 MAIN, ACCESSOR, TASKS, EXECUTOR, JOB = snippets(README)
-UNREAD = (
-    "carry_context() carries the request body only if the view has read and kept it"
-)
 
 
 @pytest.fixture
@@ -84,181 +78,6 @@ def test_the_first_example_fails_with_the_built_in(
     assert record.exc_info
     assert "500, `AttributeError: tenant`" in README
     assert repr(record.exc_info[1]) == "AttributeError('tenant')"
-
-
-# Why not copy_current_request_context?
-
-Way = Callable[[Callable[..., Any]], Callable[..., Any]]
-BUILT_IN = cast(Way, copy_current_request_context)
-CARRY = cast(Way, carry_context)
-
-
-def result_or_error(future: Future[Any]) -> Any:
-    """Return what a task returned, or the name of its error."""
-    error = future.exception(TIMEOUT)
-    return type(error).__name__ if error else future.result()
-
-
-def see_g_and_variables(app: Flask, pool: Executor, carry: Way) -> Any:
-    variable = contextvars.ContextVar("variable", default="gone")
-
-    @app.route("/")
-    def view() -> list[str]:
-        g.tenant = "acme"
-        variable.set("there")
-        task = carry(lambda: [g.get("tenant", "empty"), variable.get()])
-        seen: list[str] = pool.submit(task).result(TIMEOUT)
-        return seen
-
-    return app.test_client().get("/").get_json()
-
-
-def call_at_once(app: Flask, pool: Executor, carry: Way) -> Any:
-    """Run two calls of one function, of which the first one to start ends first."""
-    started = [threading.Event(), threading.Event()]
-    may_end = [threading.Event(), threading.Event()]
-
-    @app.route("/")
-    def view() -> list[Any]:
-        def task(number: int) -> str:
-            started[number].set()
-            may_end[number].wait(TIMEOUT)
-            return request.path
-
-        carried = carry(task)
-        futures: list[Future[Any]] = []
-        for number in 0, 1:
-            futures.append(pool.submit(carried, number))
-            started[number].wait(TIMEOUT)
-        answers: list[Any] = []
-        for number in 0, 1:
-            may_end[number].set()
-            answers.append(result_or_error(futures[number]))
-        return answers
-
-    return app.test_client().get("/").get_json()
-
-
-def write_to_the_session(app: Flask, pool: Executor, carry: Way) -> Any:
-    @app.route("/")
-    def view() -> list[Any]:
-        def task() -> None:
-            session["user"] = "ada"
-            request.tenant = "acme"  # type: ignore[attr-defined]
-
-        pool.submit(carry(task)).result(TIMEOUT)
-        return [session.get("user"), hasattr(request, "tenant")]
-
-    return app.test_client().get("/").get_json()
-
-
-def read_an_upload_after_a_task(app: Flask, pool: Executor, carry: Way) -> Any:
-    @app.route("/", methods=["POST"])
-    def view() -> list[str]:
-        file = request.files["file"]
-        pool.submit(carry(lambda: None)).result(TIMEOUT)
-        try:
-            return [file.read().decode()]
-        except ValueError as error:
-            return [str(error)]
-
-    data = {"file": (io.BytesIO(b"tea"), "list.txt")}
-    return app.test_client().post("/", data=data).get_json()
-
-
-def await_in_an_async_view(app: Flask, pool: Executor, carry: Way) -> Any:
-    async def path() -> str:
-        await asyncio.sleep(0)
-        return request.path
-
-    @app.route("/")
-    async def view() -> list[Any]:
-        try:
-            carried: Any = carry(path)
-            return [await asyncio.gather(carried(), carried())]
-        except RuntimeError as error:
-            return [type(error).__name__]
-
-    return app.test_client().get("/").get_json()
-
-
-class Row(NamedTuple):
-    """A row of the table: how it is tried, and what comes of either way."""
-
-    try_it: Callable[[Flask, Executor, Way], Any]
-    built_in: Any
-    carried: Any
-
-
-ROWS = {
-    "`g` and context variables": Row(
-        see_g_and_variables, ["empty", "gone"], ["acme", "there"]
-    ),
-    "one function, many calls: `executor.map`": Row(
-        call_at_once, ["ValueError", "ValueError"], ["/", "/"]
-    ),
-    "what the task writes to `session` or `request`": Row(
-        write_to_the_session, ["ada", True], [None, False]
-    ),
-    "uploaded files": Row(
-        read_an_upload_after_a_task, ["I/O operation on closed file."], ["tea"]
-    ),
-    "`await` in an async view": Row(
-        await_in_an_async_view, ["RuntimeError"], [["/", "/"]]
-    ),
-}
-
-
-@pytest.mark.parametrize("name", ROWS)
-def test_a_row_that_decides_is_what_both_ways_do(
-    name: str, pool: ThreadPoolExecutor
-) -> None:
-    row = ROWS[name]
-    for carry, expected in [(BUILT_IN, row.built_in), (CARRY, row.carried)]:
-        app = Flask("shop")
-        app.secret_key = "for this test only"
-        assert row.try_it(app, pool, carry) == expected
-
-
-def test_each_row_that_decides_is_tried() -> None:
-    text = section(README, "## Why not `copy_current_request_context`?")
-    table = re.findall(r"^\| (.+?) \|", text, re.MULTILINE)
-    assert table[1:] == [*ROWS] or table == [*ROWS]
-
-
-def test_the_built_in_writes_to_the_session_and_reads_an_unread_body(
-    app: Flask, pool: ThreadPoolExecutor
-) -> None:
-    @app.route("/", methods=["POST"])
-    def view() -> list[Any]:
-        def task() -> Any:
-            session["user"] = "ada"
-            return request.get_json()
-
-        body = pool.submit(copy_current_request_context(task)).result(TIMEOUT)
-        return [body, session.get("user")]
-
-    assert app.test_client().post("/", json=["tea"]).get_json() == [["tea"], "ada"]
-
-
-# Know before you use it
-
-
-def test_a_teardown_function_finds_what_the_task_has_set_alone(app: Flask) -> None:
-    found: list[list[str]] = []
-
-    @app.teardown_request
-    def look(error: BaseException | None) -> None:
-        found.append(sorted(g))
-
-    @app.route("/")
-    def view() -> str:
-        g.start = 17
-        carry_context(lambda: setattr(g, "total", 18))()
-        return ""
-
-    app.test_client().get("/")
-    assert found == [["total"], ["start"]]
 
 
 # Using it
@@ -398,55 +217,3 @@ def test_an_accessor_loads_an_orm_object_in_the_task(
     with app.app_context():
         assert db.session.get(Account, 1).name == "zoo"
         db.session.remove()
-
-
-# What a task has
-
-
-def test_the_response_of_a_view_that_carries_varies_by_cookie(app: Flask) -> None:
-    @app.route("/")
-    def view() -> str:
-        carry_context(lambda: None)()
-        return ""
-
-    assert app.test_client().get("/").headers["Vary"] == "Cookie"
-
-
-@pytest.mark.parametrize(
-    ("read", "expected"),
-    [
-        pytest.param(lambda: request.get_json(), ["tea"], id="get_json"),
-        pytest.param(lambda: request.get_data(), ["tea"], id="get_data"),
-        pytest.param(lambda: None, UNREAD, id="nothing"),
-    ],
-)
-def test_a_task_reads_after_the_response_what_the_view_has_read(
-    app: Flask, late: Late, read: Callable[[], object], expected: Any
-) -> None:
-    def read_again() -> Any:
-        return request.get_json()
-
-    @app.route("/", methods=["POST"])
-    def view() -> str:
-        read()
-        late.submit(carry_context(read_again))
-        return ""
-
-    app.test_client().post("/", json=["tea"])
-    if expected is UNREAD:
-        with pytest.raises(RuntimeError, match=re.escape(UNREAD)):
-            late.result()
-    else:
-        assert late.result() == expected
-
-
-def test_a_coroutine_function_runs_in_a_thread_by_asyncio_run(
-    app: Flask, pool: ThreadPoolExecutor
-) -> None:
-    async def work() -> str:
-        await asyncio.sleep(0)
-        return request.path
-
-    with app.test_request_context("/orders"):
-        future = pool.submit(carry_context(asyncio.run), work())
-    assert future.result(TIMEOUT) == "/orders"
