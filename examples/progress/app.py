@@ -8,182 +8,244 @@ the shop's terms in g, the request id in the log, and a database session of its 
 """
 
 import csv
+import logging
 import re
 import secrets
+import signal
 import threading
 import time
+from collections import Counter, defaultdict
 from concurrent.futures import Future, ThreadPoolExecutor
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 import structlog
-from flask import Flask, abort, g, redirect, render_template, request, session, url_for
+from flask import (
+    Blueprint,
+    Flask,
+    abort,
+    g,
+    redirect,
+    render_template,
+    request,
+    session,
+    url_for,
+)
+from flask.typing import ResponseReturnValue
 from flask_sqlalchemy import SQLAlchemy
 from flask_wtf import CSRFProtect  # type: ignore[import-untyped]
+from sqlalchemy import JSON, ForeignKey, Label, case, func, select, update
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from werkzeug.exceptions import HTTPException
 
 from ctxcarry import carry_context
 
-CSV = Path(__file__).with_name("teas.csv").read_text("utf-8")
-ROWS = list(csv.DictReader(CSV.splitlines()))
+TEAS = Path(__file__).with_name("teas.csv")
+# Spreadsheets write a mark at the start of a file, and line breaks in quotes.
+with TEAS.open(encoding="utf-8-sig", newline="") as file:
+    ROWS = list(csv.DictReader(file))
 # What a shop multiplies a cost by: its margin and its VAT.
 SHOPS = {"Acme Deli, Berlin": Decimal("1.49"), "Zoo Café, Vienna": Decimal("1.82")}
-MAX_ID = 2**31 - 1  # Of a column that is an Integer: with more, databases fail.
-executor = ThreadPoolExecutor(4)
-db: Any = SQLAlchemy()
+MOST = 40  # Tasks of one visitor in the pool, so that the others get their turn.
+
+pool = ThreadPoolExecutor(4)
+# What waits or runs, by the visitor and the item. It is not stored, as it ends with this
+# process: after a crash, the database would say that it still runs.
+tasks: dict[tuple[str, int], Future[str]] = {}
+submitting = threading.Lock()
+page = Blueprint("page", __name__)
 log = structlog.get_logger()
 
 
-class Report(db.Model):  # type: ignore[misc]
-    id = db.Column(db.Integer, primary_key=True)
-    user = db.Column(db.String, nullable=False)
-    shop = db.Column(db.String, nullable=False)
-    section = db.Column(db.String, nullable=False)
-    items = db.relationship("Item", order_by="Item.id", lazy="selectin")
+class Base(DeclarativeBase):
+    pass
 
 
-class Item(db.Model):  # type: ignore[misc]
-    id = db.Column(db.Integer, primary_key=True)
-    report_id = db.Column(db.ForeignKey(Report.id), nullable=False, index=True)
-    row = db.Column(db.JSON, nullable=False)
-    state = db.Column(db.String, nullable=False, default="waiting")
-    result = db.Column(db.String, nullable=False, default="")
+class Report(Base):
+    """A section of the list that a visitor has priced."""
+
+    __tablename__ = "report"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    owner: Mapped[str] = mapped_column(index=True)
+    section: Mapped[str]
+    items: Mapped[list["Item"]] = relationship(order_by="Item.id")
+
+
+class Item(Base):
+    """A row of a report. It is "stopped" until it is "done" or has "failed"."""
+
+    __tablename__ = "item"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    report_id: Mapped[int] = mapped_column(ForeignKey(Report.id), index=True)
+    row: Mapped[dict[str, str]] = mapped_column(JSON)
+    state: Mapped[str] = mapped_column(default="stopped")
+    result: Mapped[str] = mapped_column(default="")
+
+
+db = SQLAlchemy(metadata=Base.metadata)
 
 
 def submit(report: Report) -> None:
-    """Hand each item to the pool, and what becomes of it to a reader."""
-    task, reader = carry_context(work), carry_context(read)
-    for id in [item.id for item in report.items]:
-        executor.submit(task, id).add_done_callback(partial(reader, id))
+    """Hand to the pool what is not done, unless it is there already."""
+    task, ended = carry_context(work), carry_context(end)
+    with submitting:
+        mine = in_pool()
+        ids = [item.id for item in report.items if item.state != "done"]
+        new = [id for id in ids if id not in mine]
+        if len(mine) + len(new) > MOST:
+            abort(429, "Your other reports still run. Start this one after them.")
+        for id in new:
+            future = tasks[g.owner, id] = pool.submit(task, id)
+            future.add_done_callback(partial(ended, id))
 
 
-def work(id: int) -> None:
-    """Do one item, if it still waits: it may be done, or cancelled."""
-    if mark("running", Item.id == id, Item.state == "waiting"):
-        mark("done", Item.id == id, result=price(db.session.get(Item, id).row))
+def work(id: int) -> str:
+    """Do one item. The task loads it: the view's objects stay with the view."""
+    return price(db.session.get_one(Item, id).row)
 
 
-def read(id: int, task: Future[None]) -> None:
-    """Ask how the task ended: else nobody would hear of what it raised."""
-    if task.cancelled():
-        mark("interrupted", Item.id == id, Item.state == "waiting")
-    elif error := task.exception():
-        log.error("failed", item=id, exc_info=error)
-        reason = str(error) if isinstance(error, ValueError) else "A mistake of ours."
-        mark("failed", Item.id == id, result=reason)
+def end(id: int, task: Future[str]) -> None:
+    """Store how a task ended, and forget the task, even if that cannot be stored."""
+    try:
+        if not task.cancelled():
+            state, result = outcome(id, task)
+            ended = update(Item).where(Item.id == id).values(state=state, result=result)
+            db.session.execute(ended)
+            db.session.commit()
+    finally:
+        del tasks[g.owner, id]
 
 
-def mark(state: str, *which: Any, result: str = "") -> int:
-    """Give a state to the items that meet all conditions, at once, and count them."""
-    change = db.update(Item).where(*which).values(state=state, result=result)
-    count: int = db.session.execute(change).rowcount
-    db.session.commit()
-    return count
+def outcome(id: int, task: Future[str]) -> tuple[str, str]:
+    """Ask for the result. A task that raises an error tells nobody else about it."""
+    error = task.exception()
+    if error is None:
+        return "done", task.result()
+    log.error("failed", item=id, exc_info=error)
+    if isinstance(error, ValueError):
+        return "failed", str(error)
+    return "failed", "A mistake of ours."
+
+
+def in_pool() -> dict[int, Future[str]]:
+    """Return the visitor's tasks that wait or run, by the id of the item."""
+    return {id: task for (owner, id), task in tasks.copy().items() if owner == g.owner}
+
+
+def state_now() -> Label[str]:
+    """Build the SQL for the state of an item: the pool's word counts, if it has one."""
+    mine = in_pool()
+    running = [id for id, task in mine.items() if task.running()]
+    known = (Item.id.in_(running), "running"), (Item.id.in_(mine), "waiting")
+    return case(*known, else_=Item.state).label("now")
 
 
 def price(row: dict[str, str]) -> str:
     """The work itself: the price on the shelf, and the price per kilogram beside it."""
     time.sleep(0.2)  # Stands for a service that is asked.
-    if sum(int(digit) * (1, 3)[at % 2] for at, digit in enumerate(row["ean"])) % 10:
-        raise ValueError(f"The check digit of {row['ean']} is wrong.")
     if not re.fullmatch(r"\d+\.\d\d", row["cost"]):
         raise ValueError(f"“{row['cost']}” is not a price.")
     shelf = Decimal(row["cost"]) * g.factor
     kilogram = 1000 * shelf / int(row["grams"])
-    log.info("priced", user=session["user"], ean=row["ean"], price=f"{shelf:.2f}")
+    log.info("priced", user=session["user"], article=row["article"])
     return f"{shelf:.2f} €, {kilogram:.2f} €/kg"
 
 
+@page.before_app_request
+def identify() -> None:
+    """Set what the views and the tasks ask for: who it is, and on which terms."""
+    structlog.contextvars.bind_contextvars(request_id=secrets.token_hex(4))
+    if "user" in session:
+        g.owner = f"{session['user']}, {session['shop']}"
+        g.factor = SHOPS[session["shop"]]
+    elif request.endpoint in ("page.start", "page.show"):
+        abort(401, "Your session has ended. Sign in again to go on.")
+
+
+@page.app_errorhandler(HTTPException)
+def problem(error: HTTPException) -> ResponseReturnValue:
+    text = render_template("problem.html", error=error)
+    return text, error.code or 500, error.get_headers()
+
+
+@page.get("/")
+def index() -> str:
+    if "owner" not in g:
+        return render_template("sign_in.html", shops=SHOPS)
+    query = select(Report, state_now(), func.count()).join(Report.items)
+    query = query.where(Report.owner == g.owner).group_by(Report.id, "now")
+    reports: dict[Report, Counter[str]] = defaultdict(Counter)
+    for report, state, count in db.session.execute(query.order_by(Report.id.desc())):
+        reports[report][state] = count
+    return render_template("index.html", reports=reports, rows=ROWS, running=in_pool())
+
+
+@page.post("/sign-in")
+def sign_in() -> ResponseReturnValue:  # Stands for the login that you have.
+    user, shop = request.form["user"].strip(), request.form["shop"]
+    if shop not in SHOPS:
+        abort(400, "There is no such shop.")
+    if not 0 < len(user) <= 80:  # The session has to fit into a cookie.
+        abort(400, "Your name needs 1 to 80 characters.")
+    session.update(user=user, shop=shop)
+    return redirect(url_for("page.index"), 303)
+
+
+@page.post("/reports")
+def start() -> ResponseReturnValue:
+    section = request.form["section"]
+    items = [Item(row=row) for row in ROWS if row["section"] == section]
+    if not items:
+        abort(400, "The list has no such section.")
+    report = Report(owner=g.owner, section=section, items=items)
+    db.session.add(report)
+    db.session.commit()
+    submit(report)
+    return redirect(url_for("page.show", id=report.id), 303)
+
+
+# A greater id does not fit into the column, and some databases raise an error.
+@page.route(f"/reports/<int(max={2**31 - 1}):id>", methods=["GET", "POST"])
+def show(id: int) -> ResponseReturnValue:
+    report: Report = db.one_or_404(select(Report).filter_by(id=id, owner=g.owner))
+    if "start" in request.form:
+        submit(report)
+    elif "cancel" in request.form:
+        mine = in_pool()
+        for item in report.items:
+            if item.id in mine:
+                mine[item.id].cancel()
+    if request.method == "POST":
+        return redirect(request.path, 303)
+    query = select(Item, state_now()).where(Item.report_id == id).order_by(Item.id)
+    rows = db.session.execute(query).all()
+    states = Counter(state for _, state in rows)
+    return render_template("report.html", report=report, rows=rows, states=states)
+
+
+def stop() -> None:
+    """Drop what waits. The interpreter would run it before it exits."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # A second Ctrl-C ends what runs.
+    pool.shutdown(cancel_futures=True)
+
+
 def create_app() -> Flask:
+    # A log that cannot be written, as behind `| head`, fails no task that logs.
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    structlog.configure(logger_factory=structlog.stdlib.LoggerFactory())
     app = Flask(__name__)
     app.config["SECRET_KEY"] = secrets.token_hex()  # Until FLASK_SECRET_KEY is set.
     app.config["SESSION_COOKIE_SAMESITE"] = "Lax"
-    app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite:///progress.sqlite"
+    app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite:///shelf_prices.sqlite"
     app.config["WTF_CSRF_TIME_LIMIT"] = None  # A page may stay open for days.
     app.config.from_prefixed_env()  # FLASK_SECRET_KEY, and so on.
+    app.register_blueprint(page)
+    CSRFProtect(app)
     db.init_app(app)
     with app.app_context():
         db.create_all()
     if command := click.get_current_context(silent=True):
-        # The interpreter's exit is too late: it first runs all that waits.
-        command.call_on_close(partial(executor.shutdown, cancel_futures=True))
-
-    first, serving = threading.Lock(), False
-
-    @app.before_request
-    def begin_to_serve() -> None:
-        """Mark at the first request what an earlier process had begun: it is over.
-
-        Whoever answers requests owns the pool. A command such as `flask routes`, a
-        server that finds its port taken and a reloader's parent make the app as well,
-        but get no request, so they leave alone what another process is doing.
-        """
-        nonlocal serving
-        with first:
-            if not serving:
-                mark("interrupted", Item.state.in_(["waiting", "running"]))
-                serving = True
-
-    @app.before_request
-    def identify() -> None:
-        request_id = request.headers.get("Request-Id", secrets.token_hex(4))
-        structlog.contextvars.bind_contextvars(request_id=request_id)
-        if "user" in session:
-            g.factor = SHOPS[session["shop"]]
-        elif request.endpoint not in (None, "index", "sign_in", "static"):
-            abort(401, "Your session has ended. Sign in again to go on.")
-
-    @app.errorhandler(HTTPException)
-    def problem(error: HTTPException) -> Any:
-        page = render_template("problem.html", error=error)
-        return page, error.code, error.get_headers()
-
-    def own() -> Any:
-        user, shop = session.get("user"), session.get("shop")
-        return db.select(Report).filter_by(user=user, shop=shop).order_by(-Report.id)
-
-    @app.get("/")
-    def index() -> str:
-        reports = db.session.scalars(own())
-        return render_template("index.html", reports=reports, rows=ROWS, shops=SHOPS)
-
-    @app.post("/sign-in")
-    def sign_in() -> Any:  # Stands for the login that you have.
-        if request.form["shop"] not in SHOPS:
-            abort(400, "There is no such shop.")
-        user = request.form["user"].strip()
-        if not user:
-            abort(400, "Your name is missing.")
-        session.update(user=user, shop=request.form["shop"])
-        return redirect(url_for("index"), 303)
-
-    @app.post("/reports")
-    def start() -> Any:
-        section = request.form["section"]
-        report = Report(user=session["user"], shop=session["shop"], section=section)
-        report.items = [Item(row=row) for row in ROWS if row["section"] == section]
-        if not report.items:
-            abort(400, "The list has no such section.")
-        db.session.add(report)
-        db.session.commit()
-        submit(report)
-        return redirect(url_for("show", id=report.id), 303)
-
-    @app.route(f"/reports/<int(max={MAX_ID}):id>", methods=["GET", "POST"])
-    def show(id: int) -> Any:
-        report = db.one_or_404(own().filter_by(id=id))
-        if "cancel" in request.form:
-            mark("cancelled", Item.report_id == id, Item.state == "waiting")
-        elif "restart" in request.form:
-            left = Item.state.not_in(["done", "running"])
-            mark("waiting", Item.report_id == id, left)
-            submit(report)
-        if request.method == "POST":
-            return redirect(request.path, 303)
-        return render_template("report.html", report=report)
-
-    CSRFProtect(app)
+        command.call_on_close(stop)
     return app

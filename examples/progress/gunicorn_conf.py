@@ -7,18 +7,15 @@ Run it with:
 """
 
 from pathlib import Path
-from typing import Any
 
 chdir = str(Path(__file__).parent)
 wsgi_app = "app:create_app()"
-# One process owns the pool, and marks at its first request what an earlier one left. With
-# more, each would mark what the others are doing: there the work belongs in a queue.
+# One process has the pool, and no other knows what runs there. For more, use a queue.
 workers = 1
 threads = 8
 
 
-def worker_exit(server: Any, worker: Any) -> None:
-    """Shut the pool down in order, before the interpreter's exit would run all of it."""
-    from app import executor
+def worker_exit(server: object, worker: object) -> None:
+    from app import stop
 
-    executor.shutdown(cancel_futures=True)
+    stop()

@@ -1,7 +1,5 @@
 // Fetches the page again, each second while something runs, and changes what differs.
-const SECOND = 1000;
-let pause = SECOND;
-let newest, timer;
+let pause = 1000, newest, timer;
 
 function show(page) {
   for (const fresh of page.querySelectorAll("[data-live]")) {
@@ -16,34 +14,36 @@ function show(page) {
   }
 }
 
-async function load(url, options = {}) {
+async function load(url, options) {
   clearTimeout(timer);
   newest?.abort();
   const own = newest = new AbortController();
-  const signal = AbortSignal.any([own.signal, AbortSignal.timeout(10 * SECOND)]);
+  const limit = setTimeout(() => own.abort(), 10_000);
   try {
-    const response = await fetch(url, { signal, ...options });
+    const response = await fetch(url, { signal: own.signal, ...options });
     const page = new DOMParser().parseFromString(await response.text(), "text/html");
     // A page that is not the app's comes from a proxy whose server is gone.
     if (response.status >= 500 || !page.getElementById("problem")) throw new Error();
     show(page);
-    pause = SECOND;
-    // A refusal has nothing that runs, and would be no other the next time.
+    pause = 1000;
     if (page.querySelector("[data-running]")) timer = setTimeout(load, pause, location.href);
   } catch {
     if (own !== newest) return;
-    const problem = document.getElementById("problem");
     const lost = "The server does not answer. This page keeps trying, and goes on by itself.";
+    const problem = document.getElementById("problem");
     if (problem.textContent !== lost) problem.textContent = lost;
-    pause = Math.min(2 * pause, 30 * SECOND);
+    pause = Math.min(2 * pause, 30_000);
     timer = setTimeout(load, pause, url, options);
+  } finally {
+    clearTimeout(limit);
   }
 }
 
 document.addEventListener("submit", event => {
   if (!event.target.matches("[data-fetch]")) return;
+  const body = new FormData(event.target);
+  body.append(event.submitter.name, "");
   event.preventDefault();
-  const body = new FormData(event.target, event.submitter);
   load(event.target.action, { method: "POST", body });
 });
 
