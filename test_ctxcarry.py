@@ -294,10 +294,15 @@ def test_every_kind_of_callable_can_be_carried(
 
 
 def test_a_parameter_can_have_any_name(app: Flask) -> None:
+    async def keep(*args: int, **kwargs: int) -> list[Any]:
+        return [args, kwargs]
+
     given = {"func": 1, "call": 2, "args": 3, "kwargs": 4, "snapshot": 5}
     with app.app_context():
         carried: Any = carry_context(dict)
+        carried_async = carry_context(keep)
     assert carried(**given) == given
+    assert asyncio.run(carried_async(0, **given)) == [(0,), given]
 
 
 # 2. What the snapshot holds, as of the call of carry_context
