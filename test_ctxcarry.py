@@ -450,6 +450,9 @@ class NotingSession(SecureCookieSession):
 class StandingSession(collections.UserDict[str, Any], SessionMixin):
     """Is no dict, but has one in an attribute."""
 
+    if FLASK < (3, 1):  # From then on, Flask itself sets it.
+        accessed: Any = property(lambda _: True)
+
     def changes(self) -> list[str]:
         return [*self]
 
