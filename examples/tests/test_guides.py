@@ -237,7 +237,7 @@ def test_a_mail_is_written_in_the_users_language(
     def send_mail(address: str, text: str) -> None:
         mails.put([address, text])
 
-    heading = "## A mail in the user's language"
+    heading = "## An email in the user's language"
     run_recipe(heading, ("Timer(60,", "Timer(0,"), send_mail=send_mail)
     form = {"address": "ada@localhost", "language": "de"}
     app.test_client().post("/users", base_url="https://shop", data=form)
