@@ -1,12 +1,12 @@
 # ctxcarry 2.0.0, SPDX-License-Identifier: MIT-0
 """Carry Flask's contexts and context variables into threads, pools and event loops.
 
-``carry_context()`` takes a ``_Snapshot`` of what is active in the view. Each call of its
-result makes contexts of its own from that, in ``_CallContexts``. The functions below them
-decide what is copied, what stays with the view, and what is refused.
+``carry_context()`` takes a ``_Snapshot`` of the view's context. Each call of its result
+makes its own contexts from it, in ``_CallContexts``. The functions below decide what is
+copied, what stays with the view, and what is refused.
 
-What users keep in ``g``, in the session and in context variables is tested with
-``issubclass(type(x), ...)``, as ``isinstance()`` would wake a ``LocalProxy``.
+Values that users keep in ``g``, the session and context variables are tested with
+``issubclass(type(x), ...)``, because ``isinstance()`` would resolve a ``LocalProxy``.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def carry_context(func: Callable[P, R], /) -> Callable[P, R]:
     """Wrap a function so that it runs with a copy of the current context.
 
     Flask's contexts are only active where the request is handled. Call this in a view,
-    and hand the result to a thread, a pool, a timer, a greenlet or an event loop::
+    and pass the result to a thread, a pool, a timer, a greenlet or an event loop::
 
         @app.route("/report")
         def report():
@@ -51,37 +51,37 @@ def carry_context(func: Callable[P, R], /) -> Callable[P, R]:
 
             return list(executor.map(part, request.args.getlist("item")))
 
-    The copy is made when this is called, so call it once everything the task needs is
-    set. Each call of the result pushes contexts of its own, made from that copy, and pops
-    them when it ends. Calls may run concurrently, and may outlive the response. What they
-    set in ``g``, in ``session`` or on ``request`` stays in the call.
+    The copy is made when this is called, so call it after everything the task needs is
+    set. Each call of the result pushes its own contexts, made from that copy, and pops
+    them when it ends. Calls may run concurrently, and may outlive the response. What a
+    call sets in ``g``, in ``session`` or on ``request`` stays in that call.
 
-    -   What can be closed or committed, and instances of SQLAlchemy's models, stay with
-        the view, and so does a list, dict, set or tuple that holds one: ``g.db`` raises an
-        ``AttributeError`` in the task. Open or load them in the task, as ``get_db()`` does
-        in Flask's tutorial. What other objects hold is not detected, and is shared.
-    -   All else in ``g`` and in context variables is carried. A mutable value is shared
-        with the view: replace it, do not change it. That goes for parsed JSON, too.
+    -   Values that can be closed or committed, and SQLAlchemy model instances, stay
+        with the view. So does a list, dict, set or tuple that holds one. In the task,
+        ``g.db`` raises an ``AttributeError``. Open or load it there, as ``get_db()``
+        does in Flask's tutorial. A connection inside another object is shared.
+    -   Everything else in ``g`` and in context variables is carried. A mutable value is
+        shared with the view, and so is parsed JSON. Replace it, do not change it.
     -   ``request`` and ``session`` are copies, and so are the plain lists, dicts, sets and
-        tuples in the session. Changes of the copied session are not saved. The view's
+        tuples in the session. Changes to the copied session are not saved. The view's
         session counts as accessed, so the response has ``Vary: Cookie``.
-    -   The task can read the form, the JSON or the data of the request if the view has
-        read it. Uploaded files are shared, and closed when the view's request ends.
+    -   The task can read the request's form, JSON or data only if the view has read it.
+        Uploaded files are shared. They are closed when the view's request ends.
 
     .. warning::
-        The task has its own database connection, so commit in the view what the task
-        must see.
+        The task has its own database connection, so commit in the view before the task
+        starts.
 
         Teardown functions run for each call. They don't see values carried from the view,
         so they can't close them. Use ``g.get("start")`` there, not ``g.start``. Flask
-        can't run async teardown functions where an event loop runs.
+        can't run async teardown functions in a thread whose event loop is running.
 
     :param func: A callable. For a coroutine function, the result is one too. Each call
         runs from start to finish in its own context, on whichever loop awaits it.
         Generator functions are not supported.
-    :return: A callable with the same parameters and result. It cannot be pickled.
+    :return: A callable with the same parameters and return value. It cannot be pickled.
     :raises TypeError: If ``func`` is not callable, or is a generator function. Calling
-        the result raises it if a plain function returns a coroutine.
+        the result raises it if a plain ``func`` returns a coroutine.
     :raises RuntimeError: If no context is active, or if this is called at the top level
         of a module that is imported during a request.
     """
@@ -108,8 +108,8 @@ def carry_context(func: Callable[P, R], /) -> Callable[P, R]:
     return cast("Callable[P, R]", wrapper)
 
 
-# Flask's contexts. Up to Flask 3.1 a request has two: its own, and the app's, which has
-# g. Flask 3.2 has one for both (pallets/flask#5639), and warns when the old names are
+# Up to Flask 3.1, a request has two contexts: its own, and the app's, which holds g.
+# Flask 3.2 has one for both (pallets/flask#5639), and warns when the old names are
 # imported, so vars() looks them up. This can go when Flask 3.1 is no longer supported.
 _app_ctx: Any = flask.globals.app_ctx
 _request_ctx: Any = vars(flask.globals).get("request_ctx", _app_ctx)
@@ -118,18 +118,18 @@ _RequestContext: Any = vars(flask.ctx).get("RequestContext", _AppContext)
 _HAS_ONE_CONTEXT = _RequestContext is _AppContext
 
 
-# Names in g that extensions keep for one request, and set again where they are missing.
+# Names in g that extensions set for one request, and set again if they are missing.
 _MADE_AGAIN = (
     "_flask_babel",  # Flask-Babel's locale. It is changed in place.
     "_sqlalchemy_queries",  # The queries that Flask-SQLAlchemy has recorded.
-    "fs_authn_via",  # Flask-Security has found a user. Without it, it looks again.
+    "fs_authn_via",  # Flask-Security has found a user. If missing, it looks again.
 )
 
 
 class _Snapshot:
-    """What is active in the view when carry_context() is called.
+    """The view's context, as it is when carry_context() is called.
 
-    It is shared by all calls of one wrapper, and never changed. It does not refer to the
+    All calls of one wrapper share it, and never change it. It does not refer to the
     view's contexts, request or stream, so they can be freed.
     """
 
@@ -142,12 +142,12 @@ class _Snapshot:
         self._take_variables()
         if has_request_context():
             request_context = _request_ctx._get_current_object()
-            # Up to Flask 3.1, another app may be active, which has no request here.
+            # Up to Flask 3.1, the active app context may belong to another app.
             if request_context.app is self.app:
                 self._take_request(request_context)
 
     def _take_g(self, g: Any) -> None:
-        """Take what is in g, and the names of what stays with the view."""
+        """Take the values in g, and the names of those that stay with the view."""
         self.carried: dict[str, Any] = {}
         self.staying_names: set[str] = set()
         for name, value in g.__dict__.copy().items():
@@ -159,7 +159,7 @@ class _Snapshot:
                 self.carried[name] = value
 
     def _take_variables(self) -> None:
-        """Take the context variables, except for Flask's own and what stays.
+        """Take the context variables, except Flask's own and those that stay.
 
         copy_context() alone would keep the view's contexts alive. Signals and teardown
         functions would see them before the task's are pushed, and after they are popped.
@@ -178,7 +178,7 @@ class _Snapshot:
         """Take the request and the session."""
         _check_import()
         session = context.session
-        # The response then varies by cookie. From 3.1.3 on, Flask has set it already.
+        # The response then has Vary: Cookie. Since 3.1.3, Flask has already set this.
         with contextlib.suppress(AttributeError):
             session.accessed = True
         self.session = _copy_session(session)
@@ -188,15 +188,15 @@ class _Snapshot:
         self.app_with_adapter = _AppWithAdapter(self.app, context.url_adapter)
 
     def new_variables(self) -> contextvars.Context:
-        """Make the contextvars.Context of one call."""
+        """Make the contextvars.Context for one call."""
         variables = self.variables.copy()
-        # The decimal module changes its context in place, so each call has a copy.
+        # The decimal module changes its context in place, so each call gets a copy.
         for variable, value in self.decimal_contexts:
             variables.run(variable.set, value.copy())
         return variables
 
     def new_contexts(self) -> list[Any]:
-        """Make Flask's contexts of one call, in the order in which they are pushed."""
+        """Make Flask's contexts for one call, in the order they are pushed."""
         if self.request is None:
             return [self.app.app_context()]
         request = _copy_request(self.request, self.body_class())
@@ -216,7 +216,7 @@ class _AppWithAdapter:
     """Stands in for the app while a request context is made.
 
     A context asks the app to bind a URL adapter, which takes about a quarter of the time
-    of a call. This hands out the view's instead. The app answers all else.
+    of a call. This returns the view's adapter instead. The app does everything else.
     """
 
     def __init__(self, app: Any, url_adapter: Any) -> None:
@@ -233,9 +233,9 @@ class _AppWithAdapter:
 class _CallContexts:
     """The contexts of one call. They are pushed on entry and popped on exit.
 
-    All of that happens in the call's own contextvars.Context, and so does the function.
+    This happens in the call's own contextvars.Context, and the function runs there too.
     If a coroutine is never finished, the garbage collector closes it, possibly while
-    another request is active. Then the two must not meet. This is a class, because the
+    another request is active. Then the two must not mix. This is a class, because the
     collector could close the generator of a contextlib.contextmanager first.
     """
 
@@ -259,7 +259,7 @@ class _CallContexts:
             self.variables.run(self._end, error)
         finally:
             # The error's traceback refers to this object. Without this, an error that the
-            # task has kept in g or in a context variable would form a reference cycle.
+            # task keeps in g or in a context variable would form a reference cycle.
             del self.variables, self.contexts, self.globals
 
     def _push(self) -> None:
@@ -284,7 +284,7 @@ class _CallContexts:
             app.logger.exception("Teardown failed after a task had raised an error.")
 
     def _pop(self, error: BaseException | None) -> None:
-        """Pop what is pushed, the last one first, and each whatever happens."""
+        """Pop the pushed contexts, the last one first, even if popping one raises."""
         try:
             self.pushed.pop().pop(error)
         finally:
@@ -292,7 +292,7 @@ class _CallContexts:
                 self._pop(error)
 
     def _warn(self) -> None:
-        """Log what the task missed in g, and that it changed its session."""
+        """Log which names the task missed in g, and that it changed its session."""
         logger = self.snapshot.app.logger
         task = getattr(self.func, "__qualname__", type(self.func).__qualname__)
         asked_names = self.globals.asked_names - self.globals.set_names
@@ -302,25 +302,25 @@ class _CallContexts:
             return
         if dict(self.contexts[-1].session) != dict(self.snapshot.session):
             logger.warning(
-                "%s changed the session in a task of carry_context(). The change is lost,"
-                " as the task has a copy of the session, which is never saved. Return the"
+                "%s changed the session in a carry_context() task. The change is lost,"
+                " because the task's copy of the session is never saved. Return the"
                 " value from the task, and set it in the view.",
                 task,
             )
 
 
 class _TaskGlobals(dict[str, Any]):
-    """The ``__dict__`` of a task's g, which is where Flask keeps what is set in g.
+    """The ``__dict__`` of a task's g, where Flask keeps the values that are set in g.
 
-    It knows what the task has set. Teardown functions must not find what belongs to the
-    view, such as a ``g.path`` that they unlink, but must find what the task has set, even
-    if it is the very same object.
+    It knows what the task has set. Teardown functions must not find the view's values,
+    such as a ``g.path`` that they unlink. They must find what the task has set, even if
+    it is the very same object.
 
-    It also explains why a name is missing: to read it, g asks for ``__dict__[name]``.
+    It also explains why a name is missing: to read it, g looks up ``__dict__[name]``.
     """
 
     def __init__(self, g: Any, snapshot: _Snapshot) -> None:
-        self.defaults: dict[str, Any] = g.__dict__  # Of an app's own class of g.
+        self.defaults: dict[str, Any] = g.__dict__  # From an app's own g class.
         self.snapshot = snapshot
         self.set_names: set[str] = set()
         self.asked_names: set[object] = set()
@@ -340,7 +340,7 @@ class _TaskGlobals(dict[str, Any]):
         if name in self.snapshot.carried:
             raise AttributeError(
                 f"g.{name} was carried from the view by carry_context(), and is gone. The"
-                f" task has removed it, or has ended. Use g.get({name!r}) there."
+                f" task has removed it, or has ended. Use g.get({name!r}) instead."
             )
         raise KeyError(name)
 
@@ -360,13 +360,13 @@ class _TaskGlobals(dict[str, Any]):
         return self[name]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Let copy and pickle make a plain dict of ``vars(g)``."""
+        """Let copy and pickle turn ``vars(g)`` into a plain dict."""
         return dict, (dict(self),)
 
     def remove_carried(self) -> None:
-        """Remove what the task got from the view, and has not replaced."""
+        """Remove the view's values that the task has not replaced."""
         for name, value in self.snapshot.carried.items():
-            # The default, self, is an object that no value can be.
+            # The default is self, because no value in g can be this object.
             if name in self.set_names or super().get(name, self) is not value:
                 continue
             if name in self.defaults:
@@ -378,7 +378,7 @@ class _TaskGlobals(dict[str, Any]):
 class _StepsInContext(Generator[Any, Any, Any]):
     """Awaits a coroutine, and runs each of its steps in the context of a call.
 
-    Unlike ``create_task(context=...)`` of asyncio, it works on any event loop.
+    Unlike asyncio's ``create_task(context=...)``, it works on any event loop.
     """
 
     def __init__(self, call: _CallContexts, coroutine: Any) -> None:
@@ -401,15 +401,15 @@ class _StepsInContext(Generator[Any, Any, Any]):
         self._call.variables.run(self._steps.close)
 
 
-# The methods of an app's own dict may load its items, or write to a store. These don't.
+# An app's own dict class may load its items, or write to a store. A dict doesn't.
 _dict: Any = dict
 
 
 def _copy(original: Any) -> Any:
     """Copy an object with its attributes.
 
-    copy.copy() is not used unless the class provides for it. It calls __getstate__, which
-    may drop what can't be pickled, and it recurses without end into some __getattr__.
+    copy.copy() is only used for a class with a __copy__(). For others, it may drop what
+    can't be pickled, in __getstate__(), and may recurse forever in __getattr__().
     """
     cls = cast(Any, type(original))
     if hasattr(cls, "__copy__"):
@@ -420,17 +420,17 @@ def _copy(original: Any) -> Any:
 
 
 def _copy_request(request: Any, body: Any) -> Any:
-    """Copy a request with an environ of its own, and with this body."""
+    """Copy a request, with its own environ and with this body."""
     copied = _copy(request)
     environ = request.environ.copy()
     environ["werkzeug.request"] = None  # It refers to the view's request.
     environ["wsgi.input"] = body
     headers = request.headers
-    # A hook may have put other headers in their place.
+    # A hook may have replaced the headers.
     if isinstance(headers, EnvironHeaders) and headers.environ is request.environ:
         copied.headers = type(headers)(environ)
     copied.environ = environ
-    vars(copied)["stream"] = body  # As its cached property does.
+    vars(copied)["stream"] = body  # As the cached property does.
     copied.view_args = copy.copy(request.view_args)
     return copied
 
@@ -447,7 +447,7 @@ def _copy_session(session: Any) -> Any:
 def _copy_containers(value: Any) -> Any:
     """Copy a plain list, dict, set or tuple, and those in it. Return all else as is.
 
-    Each is copied by one call first, as another thread may change it meanwhile.
+    Each is first copied in one call, because another thread may change it meanwhile.
     """
     cls = cast(Any, type(value))
     if cls is dict:
@@ -466,7 +466,7 @@ def _do_nothing() -> None:
 
 
 class _UnreadBody(io.RawIOBase):
-    """The body of a task's request if the view has not read it. Reading it raises."""
+    """The body of a task's request if the view has not read it. Reading raises."""
 
     def readable(self) -> bool:
         return True
@@ -474,16 +474,16 @@ class _UnreadBody(io.RawIOBase):
     def readinto(self, buffer: object, /) -> int:
         raise RuntimeError(
             "carry_context() carries the request body only if the view has read and kept"
-            " it. Before carry_context(), call get_json(), get_data() or form in the view,"
-            " and read() or save() of an uploaded file."
+            " it. Before carry_context(), use get_json(), get_data() or form in the view,"
+            " and read() or save() uploaded files."
         )
 
 
 def _has_unread_body(request: Any) -> bool:
-    """Say whether there is a body that the view has not parsed as a form.
+    """Return whether there is a body that the view has not parsed as a form.
 
-    What the view has read with get_data() or get_json() is cached, and does not reach the
-    stream. What it has read from the stream is gone.
+    A body that the view has read with get_data() or get_json() is cached, so the stream
+    is not read again. A body that it has read from the stream is gone.
     """
     if "form" in vars(request):
         if request.mimetype == "application/x-www-form-urlencoded":
@@ -495,7 +495,7 @@ def _has_unread_body(request: Any) -> bool:
     environ = request.environ
     if get_content_length(environ) or "HTTP_TRANSFER_ENCODING" in environ:
         return True
-    # Over HTTP/2 a body needs neither of the two.
+    # Over HTTP/2, a body needs neither header.
     return bool(
         not environ.get("CONTENT_LENGTH")
         and environ.get("wsgi.input_terminated")
@@ -506,20 +506,20 @@ def _has_unread_body(request: Any) -> bool:
 
 # What stays with the view.
 #
-# Two threads must not share a transaction, a socket or a cursor. There is no reliable way
-# to tell what has one, so this asks for the names of methods. __exit__, release and
-# shutdown are not among them, as paths, locks and executors have those.
+# Two threads must not share a transaction, socket or cursor. There is no reliable way
+# to tell which values have one, so this looks for methods by name. __exit__, release
+# and shutdown are not among them, because paths, locks and executors have those.
 
 _CLOSING = (
     "close",
     "aclose",
     "disconnect",
     "commit",
-    "commit_transaction",  # Sessions of pymongo.
-    "abandon",  # Connections of ldap3, which unbind(). So do the loggers of structlog.
+    "commit_transaction",  # pymongo sessions.
+    "abandon",  # ldap3 connections. They have unbind(), but structlog loggers do too.
 )
-# The last three have a close(), but are data. The others are here for speed. By their
-# ids, as a metaclass may make a class unhashable.
+# The last three have a close(), but are data. The others are here for speed. These are
+# ids, because a metaclass may make a class unhashable.
 _DATA = set(map(id, [bool, bytes, float, int, str, type(None)]))
 _DATA.update(map(id, [io.BytesIO, io.StringIO, FileStorage]))
 # An app's own class may load its values when it is iterated. These do not.
@@ -529,9 +529,9 @@ _MOST_VALUES = 100
 
 
 def _stays_with_view(value: object) -> bool:
-    """Say whether a value can be closed or committed, or holds one that can."""
+    """Return whether a value can be closed or committed, or holds one that can."""
     values = [value]
-    # The list grows while it is read. What containers hold comes last, and counts, too.
+    # The list grows while it is read. Values in containers are appended, and count too.
     for each in itertools.islice(values, 1 + _MOST_VALUES):
         if id(type(each)) in _DATA:
             continue
@@ -549,24 +549,24 @@ def _stays_with_view(value: object) -> bool:
 
 def _stays_message(name: str) -> str:
     return (
-        f"g.{name} stays with the view. carry_context() carries nothing that can be closed"
-        " or committed, and no instance of a SQLAlchemy model. Open or load it in the"
+        f"g.{name} stays with the view. carry_context() doesn't carry values that can"
+        " be closed or committed, or SQLAlchemy model instances. Open or load it in the"
         " task, as get_db() does in Flask's tutorial."
     )
 
 
 def _can_be_closed(value: object) -> bool:
-    """Say whether the class of a value has a method that closes or commits it.
+    """Return whether the class of a value has a method that closes or commits it.
 
-    ``__class__`` is asked, because what a tracer wraps around a connection names the
-    connection's class there. A LocalProxy is not asked, as that would wake it.
+    ``__class__`` is used, because a tracer's wrapper around a connection names the
+    connection's class there. It would resolve a LocalProxy, so it is not used there.
     """
     is_proxy = issubclass(type(value), LocalProxy)
     cls: Any = type(value) if is_proxy else value.__class__
-    if hasattr(cls, "__mapper__"):  # A model of SQLAlchemy.
+    if hasattr(cls, "__mapper__"):  # A SQLAlchemy model.
         return True
     for name in _CLOSING:
-        # A class may have a member of that name that is no method, such as a column.
+        # A member of that name may be something else, such as a column.
         if callable(getattr(cls, name, None)):
             return True
     return False
@@ -575,8 +575,8 @@ def _can_be_closed(value: object) -> bool:
 def _code_flags(func: Any) -> int:
     """Return the flags, as in ``inspect``, of the code that a call of func runs.
 
-    Unlike the functions of ``inspect``, this knows objects that have an async
-    ``__call__``, compiled functions and mocks.
+    Unlike the functions of ``inspect``, this handles compiled functions, mocks, and
+    objects with an async ``__call__``.
     """
     while isinstance(func, functools.partial):
         func = cast(Any, func).func
@@ -588,7 +588,7 @@ def _code_flags(func: Any) -> int:
 
 
 def _check_callable(func: Any) -> None:
-    """Refuse what cannot be called, and what would run after the call."""
+    """Refuse what is not callable, and generator functions, which run later."""
     if not callable(func):
         raise TypeError(
             f"carry_context() takes a function, not {type(func).__qualname__!r}. Pass the"
@@ -602,14 +602,14 @@ def _check_callable(func: Any) -> None:
 
 
 def _check_result(result: Any) -> None:
-    """Refuse a coroutine that has not started, as it would run without the context."""
+    """Refuse a coroutine that has not started. It would run without the context."""
     is_coroutine = issubclass(type(result), types.CoroutineType)
     if is_coroutine and inspect.getcoroutinestate(result) == inspect.CORO_CREATED:
         result.close()
         raise TypeError(
             "The function in carry_context() returned a coroutine, which would run later,"
             f" without the context. Await carry_context({result.__name__})() in an event"
-            " loop, or call carry_context(asyncio.run) with the coroutine in a thread."
+            " loop. In a thread, call carry_context(asyncio.run) with the coroutine."
         )
 
 
@@ -620,8 +620,8 @@ def _check_app_context() -> None:
     """Refuse if no context is active."""
     if not has_app_context():
         raise RuntimeError(
-            f"There is no active Flask context to carry. {_ADVICE} Wrap a job outside a"
-            " request under `with app.app_context():`."
+            f"There is no active Flask context to carry. {_ADVICE} Wrap a job without a"
+            " request inside `with app.app_context():`."
         )
 
 
@@ -637,18 +637,18 @@ _CALLERS = (
 
 
 def _check_import() -> None:
-    """Refuse to carry a request into the top level of a module that it imports.
+    """Refuse to carry a request at the top level of a module that it imports.
 
-    A decorator there would give this request's session to all later users. If nothing has
-    called a view, the module has opened the context itself, for a job when it starts.
+    A decorator there would give this request's session to all later users. If no view
+    is being called, the module itself has opened the context, for a job at startup.
     """
     importing: str | None = None
     frame = inspect.currentframe()
     while frame and frame.f_globals.get("__name__") == __name__:
         frame = frame.f_back
-    # No further than to the view: an app may be served while its module is imported.
+    # Stop at the view, because an app may be served while its module is imported.
     while frame and frame.f_globals.get("__name__") not in _CALLERS:
-        # The import system sets it during the import. exec() has such a frame, too.
+        # The import system sets this during an import. exec() has such a frame, too.
         spec = frame.f_globals.get("__spec__")
         is_module = frame.f_code.co_name == "<module>"
         if is_module and getattr(spec, "_initializing", False):
@@ -656,8 +656,8 @@ def _check_import() -> None:
         frame = frame.f_back
     if frame and importing:
         raise RuntimeError(
-            f"carry_context() was called while the module {importing!r} was being imported"
-            f" during a request. All later calls would have this request. {_ADVICE}"
+            "carry_context() was called while a request was importing the module"
+            f" {importing!r}. All later calls would have this request. {_ADVICE}"
         )
 
 
@@ -665,7 +665,7 @@ def _update_wrapper(wrapper: Any, func: Any) -> None:
     """Make the wrapper look like the function, as functools.wraps() does."""
     try:
         functools.update_wrapper(wrapper, func)
-    except TypeError:  # The __name__ of a mock of a function is another mock.
+    except TypeError:  # A mocked function's __name__ is another mock.
         functools.update_wrapper(wrapper, func.__call__)
     # Job queues such as RQ store a function by this name, and import it later. They must
     # not find the unwrapped function.

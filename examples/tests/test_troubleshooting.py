@@ -135,7 +135,7 @@ def test_a_streamed_response_has_no_context(app: Flask, cured: bool) -> None:
 def test_a_view_that_imports_a_module_is_refused(
     app: Flask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cured: bool
 ) -> None:
-    """`carry_context() was called while a request imports the module`"""
+    """`carry_context() was called while a request was importing the module`"""
     code = "from ctxcarry import carry_context\n\n\n@carry_context\ndef task(): pass\n"
     (tmp_path / "wrapped_tasks.py").write_text(code)
     cast(Any, monkeypatch).syspath_prepend(tmp_path)
@@ -146,7 +146,7 @@ def test_a_view_that_imports_a_module_is_refused(
         task = path if cured else importlib.import_module("wrapped_tasks").task
         return str(carry_context(task)())
 
-    said = "carry_context() was called while a request imports the module"
+    said = "carry_context() was called while a request was importing the module"
     with fails(f"{said} 'wrapped_tasks'", unless=cured):
         assert app.test_client().get("/orders").text == "/orders"
 
@@ -204,7 +204,7 @@ def test_a_task_carried_before_the_log_in_has_no_user(app: Flask) -> None:
 
 
 def test_what_belongs_to_a_thread_is_not_carried(app: Flask) -> None:
-    """A value in `threading.local`, or of a pool's initializer, is missing"""
+    """A value in `threading.local`, or from a pool's initializer, is missing"""
     local = threading.local()
     variable: ContextVar[str] = ContextVar("variable")
 
