@@ -118,8 +118,8 @@ class Span:
     """What a library for tracing or logging keeps in a context variable."""
 
 
-@cost("Wrap and call, in an app as people have it")
-def in_an_app_as_people_have_it(app: Flask, way: Way) -> float:
+@cost("Wrap and call, in a typical app")
+def in_a_typical_app(app: Flask, way: Way) -> float:
     """Classes of its own, an object and a dict in g, and eight context variables."""
     app.request_class = OwnRequest
     app.session_interface = OwnSessions()
