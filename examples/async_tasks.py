@@ -1,4 +1,4 @@
-"""Coroutines: gathered in an async view, on a loop in another thread, and in a pool.
+"""Async: coroutines in a view, a coroutine on another thread's loop, and a pool.
 
 Run it with:
 .venv/bin/pip install -q ".[examples]" && .venv/bin/flask --app examples/async_tasks.py run

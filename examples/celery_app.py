@@ -1,19 +1,19 @@
-"""Work for more than one machine: the same task in a thread, or in a Celery worker.
+"""Work for more than one machine: the same task in a thread or in a Celery worker.
 
 Run it with:
 .venv/bin/pip install -q ".[examples]" && .venv/bin/flask --app examples/celery_app.py run
-and a worker, as often as you like, by the line in make_celery.py; then open
+and start one or more workers with the line in make_celery.py. Then open
 http://127.0.0.1:5000/here for the task in this process, or
-http://127.0.0.1:5000/start for the task in a worker, and the address that it answers with.
+http://127.0.0.1:5000/start for the task in a worker, and the address in its answer.
 
-The broker is a folder, instance/celery. For a real one, set for each of them
+The broker is a folder, instance/celery. For a real one, set this for app and workers:
 CELERY_BROKER_URL=redis://localhost
-Then another worker does again what a worker that died has left: with Redis, after the
+If a worker dies, another one runs its tasks again. With Redis, that is after the
 visibility timeout, which is one hour by default and must be longer than any task.
 
-What crosses to the worker is plain data: ids, the tenant, the request id. A request, a
-session or a connection belongs to the process that has the socket. The worker opens an
-app context of its own, and carries that one into its threads.
+The worker gets plain data: ids, the tenant, the request id. A request, a session or a
+connection belongs to the process that has the socket. The worker opens its own app
+context, and carries it into its threads.
 """
 # Celery has no types.
 # pyright: basic

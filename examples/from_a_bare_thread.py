@@ -1,4 +1,4 @@
-"""You come from a bare threading.Thread, and pass it by hand what the task needs.
+"""Moving from a bare threading.Thread that is passed everything the task needs.
 
 Run it with:
 .venv/bin/flask --app examples/from_a_bare_thread.py run
@@ -6,7 +6,7 @@ and open http://127.0.0.1:5000/execute_task
 
 Add the decorator. The task then knows the request that started it, even after the
 response has been sent. Teardown functions run at the end of each task too. They close
-what the task itself has opened in g.
+what the task has opened in g.
 """
 
 import sqlite3

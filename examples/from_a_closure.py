@@ -1,12 +1,12 @@
-"""You come from a closure of your own, with copy_context() and a copy of g.__dict__.
+"""Moving from your own closure with copy_context() and a copy of g.__dict__.
 
 Run it with:
 .venv/bin/flask --app examples/from_a_closure.py run
 and open http://127.0.0.1:5000/
 
-Put carry_context in its place. One wrapped function can be called many times at once.
-Unlike such a closure, it leaves an open connection in g with the view, and the task
-opens its own.
+Replace it with carry_context. One wrapped function can be called many times at once.
+Unlike the closure, it leaves an open connection in g with the view, and the task opens
+its own.
 """
 
 import contextvars

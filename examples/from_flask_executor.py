@@ -1,8 +1,8 @@
-"""You come from Flask-Executor: start a task, answer at once, fetch the result by a key.
+"""Moving from Flask-Executor: start a task, respond, and fetch the result by its key.
 
 Run it with:
 .venv/bin/flask --app examples/from_flask_executor.py run
-and open http://127.0.0.1:5000/start-task, then the address that it answers with.
+and open http://127.0.0.1:5000/start-task, then the address in its answer.
 """
 
 import time

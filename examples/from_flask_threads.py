@@ -1,8 +1,8 @@
-"""You come from Flask-Threads: a thread and a pool read what a hook has put into g.
+"""Moving from Flask-Threads: a thread and a pool read a value that a hook set in g.
 
 Run it with:
 .venv/bin/flask --app examples/from_flask_threads.py run
-and ask it with:
+and try it with:
 curl -H "User-Id: 17" http://127.0.0.1:5000/user/thread
 curl -H "User-Id: 17" http://127.0.0.1:5000/user/executor
 """

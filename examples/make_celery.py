@@ -1,4 +1,4 @@
-"""What the workers of celery_app.py begin with, as in Flask's documentation.
+"""The entry point of celery_app.py's workers, as in Flask's documentation.
 
 Run a worker with:
 .venv/bin/pip install -q ".[examples]" && .venv/bin/celery --workdir examples --app make_celery worker --pool threads

@@ -1,8 +1,8 @@
-"""The smallest app: a view hands work to a pool, and the task knows the request.
+"""The smallest app: a view passes work to a pool, and the task knows the request.
 
 Run it with:
 .venv/bin/flask --app examples/quickstart.py run
-and ask it with:
+and try it with:
 curl -H "Tenant: zoo" "http://127.0.0.1:5000/prices?item=tea&item=milk"
 """
 

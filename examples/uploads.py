@@ -1,6 +1,6 @@
-"""An upload and a body: the view saves the one and reads the other before it wraps.
+"""The view saves an upload, or reads a JSON body, before it wraps the task.
 
-Run it, and send it a file and a body, with:
+Run it, and send a file and a body, with:
 .venv/bin/flask --app examples/uploads.py run
 curl -F "file=@README.md" http://127.0.0.1:5000/files
 curl -H "Content-Type: application/json" -d '{"item": "tea"}' http://127.0.0.1:5000/events

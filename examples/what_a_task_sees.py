@@ -1,4 +1,4 @@
-"""What tasks see of one request, without and with carry_context, by how they are run.
+"""What tasks in threads, pools, timers and loops see, without and with carry_context.
 
 Run it with:
 .venv/bin/python examples/what_a_task_sees.py

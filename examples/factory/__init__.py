@@ -2,9 +2,9 @@
 
 Run it with:
 .venv/bin/flask --app examples/factory run
-and order with:
+and place an order with:
 curl -H "Shop: acme" --data "item=tea" http://127.0.0.1:5000/orders
-and see what has become of the order with:
+and look up the order with:
 curl -H "Shop: acme" http://127.0.0.1:5000/orders/1
 """
 

@@ -1,4 +1,4 @@
-"""The database, as in Flask's tutorial: who asks first opens, and teardown closes."""
+"""The database, as in Flask's tutorial: get_db() opens it, and teardown closes it."""
 
 import sqlite3
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the shop does in the background: functions of a module, as views are."""
+"""The shop's background tasks. They are module-level functions, like views."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
