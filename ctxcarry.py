@@ -62,9 +62,9 @@ def carry_context(func: Callable[P, R], /) -> Callable[P, R]:
         does in Flask's tutorial. A connection inside another object is shared.
     -   Everything else in ``g`` and in context variables is carried. A mutable value is
         shared with the view, and so is parsed JSON. Replace it, do not change it.
-    -   ``request`` and ``session`` are copies, and so are the plain lists, dicts, sets and
-        tuples in the session. Changes to the copied session are not saved. The view's
-        session counts as accessed, so the response has ``Vary: Cookie``.
+    -   ``request`` and ``session`` are copies, and so are the plain lists, dicts, sets
+        and tuples in the session. Changes to the copied session are not saved. The
+        view's session counts as accessed, so the response has ``Vary: Cookie``.
     -   The task can read the request's form, JSON or data only if the view has read it.
         Uploaded files are shared. They are closed when the view's request ends.
 
@@ -72,9 +72,9 @@ def carry_context(func: Callable[P, R], /) -> Callable[P, R]:
         The task has its own database connection, so commit in the view before the task
         starts.
 
-        Teardown functions run for each call. They don't see values carried from the view,
-        so they can't close them. Use ``g.get("start")`` there, not ``g.start``. Flask
-        can't run async teardown functions in a thread whose event loop is running.
+        Teardown functions run for each call. They don't see values carried from the
+        view, so they can't close them. Use ``g.get("start")`` there, not ``g.start``.
+        Flask can't run async teardown functions in a thread that runs an event loop.
 
     :param func: A callable. For a coroutine function, the result is one too. Each call
         runs from start to finish in its own context, on whichever loop awaits it.
@@ -162,7 +162,7 @@ class _Snapshot:
         """Take the context variables, except Flask's own and those that stay.
 
         copy_context() alone would keep the view's contexts alive. Signals and teardown
-        functions would see them before the task's are pushed, and after they are popped.
+        functions would see them before the task's are pushed and after they are popped.
         """
         self.variables = contextvars.Context()
         self.decimal_contexts: list[tuple[Any, decimal.Context]] = []
@@ -215,8 +215,8 @@ class _Snapshot:
 class _AppWithAdapter:
     """Stands in for the app while a request context is made.
 
-    A context asks the app to bind a URL adapter, which takes about a quarter of the time
-    of a call. This returns the view's adapter instead. The app does everything else.
+    A context asks the app to bind a URL adapter, which takes about a quarter of a
+    call's time. This returns the view's adapter instead. The app does everything else.
     """
 
     def __init__(self, app: Any, url_adapter: Any) -> None:
@@ -235,7 +235,7 @@ class _CallContexts:
 
     This happens in the call's own contextvars.Context, and the function runs there too.
     If a coroutine is never finished, the garbage collector closes it, possibly while
-    another request is active. Then the two must not mix. This is a class, because the
+    another request is active. Their contexts must not mix. This is a class, because the
     collector could close the generator of a contextlib.contextmanager first.
     """
 
@@ -258,8 +258,8 @@ class _CallContexts:
         try:
             self.variables.run(self._end, error)
         finally:
-            # The error's traceback refers to this object. Without this, an error that the
-            # task keeps in g or in a context variable would form a reference cycle.
+            # The error's traceback refers to this object. Without this, an error that
+            # the task keeps in g or in a context variable would form a reference cycle.
             del self.variables, self.contexts, self.globals
 
     def _push(self) -> None:
@@ -292,7 +292,7 @@ class _CallContexts:
                 self._pop(error)
 
     def _warn(self) -> None:
-        """Log which names the task missed in g, and that it changed its session."""
+        """Log the names that the task missed in g, and a changed session."""
         logger = self.snapshot.app.logger
         task = getattr(self.func, "__qualname__", type(self.func).__qualname__)
         asked_names = self.globals.asked_names - self.globals.set_names
@@ -339,8 +339,8 @@ class _TaskGlobals(dict[str, Any]):
             raise AttributeError(_stays_message(name))
         if name in self.snapshot.carried:
             raise AttributeError(
-                f"g.{name} was carried from the view by carry_context(), and is gone. The"
-                f" task has removed it, or has ended. Use g.get({name!r}) instead."
+                f"g.{name} was carried from the view by carry_context(), and is gone."
+                f" The task has removed it, or has ended. Use g.get({name!r}) instead."
             )
         raise KeyError(name)
 
@@ -401,7 +401,7 @@ class _StepsInContext(Generator[Any, Any, Any]):
         self._call.variables.run(self._steps.close)
 
 
-# An app's own dict class may load its items, or write to a store. A dict doesn't.
+# An app's own dict class may load its items, or write to a store. dict doesn't.
 _dict: Any = dict
 
 
@@ -466,16 +466,16 @@ def _do_nothing() -> None:
 
 
 class _UnreadBody(io.RawIOBase):
-    """The body of a task's request if the view has not read it. Reading raises."""
+    """The body of a task's request if the view has not read it. Reading it raises."""
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: object, /) -> int:
         raise RuntimeError(
-            "carry_context() carries the request body only if the view has read and kept"
-            " it. Before carry_context(), use get_json(), get_data() or form in the view,"
-            " and read() or save() uploaded files."
+            "carry_context() carries the request body only if the view has read and"
+            " kept it. Before carry_context(), use get_json(), get_data() or form in"
+            " the view, and read() or save() uploaded files."
         )
 
 
@@ -559,7 +559,7 @@ def _can_be_closed(value: object) -> bool:
     """Return whether the class of a value has a method that closes or commits it.
 
     ``__class__`` is used, because a tracer's wrapper around a connection names the
-    connection's class there. It would resolve a LocalProxy, so it is not used there.
+    connection's class there. It would resolve a LocalProxy, so type() is used then.
     """
     is_proxy = issubclass(type(value), LocalProxy)
     cls: Any = type(value) if is_proxy else value.__class__
@@ -591,13 +591,13 @@ def _check_callable(func: Any) -> None:
     """Refuse what is not callable, and generator functions, which run later."""
     if not callable(func):
         raise TypeError(
-            f"carry_context() takes a function, not {type(func).__qualname__!r}. Pass the"
-            " function itself, carry_context(task), not its result, a Thread or a Future."
+            f"carry_context() takes a function, not {type(func).__qualname__!r}. Pass"
+            " the function, carry_context(task), not its result, a Thread or a Future."
         )
     if _code_flags(func) & (inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR):
         raise TypeError(
-            f"carry_context() cannot carry the generator function {func!r}. Its body would"
-            " run later, without the context. Wrap the function that iterates over it."
+            f"carry_context() cannot carry the generator function {func!r}. Its body"
+            " runs later, without the context. Wrap the function that iterates over it."
         )
 
 
@@ -607,9 +607,9 @@ def _check_result(result: Any) -> None:
     if is_coroutine and inspect.getcoroutinestate(result) == inspect.CORO_CREATED:
         result.close()
         raise TypeError(
-            "The function in carry_context() returned a coroutine, which would run later,"
-            f" without the context. Await carry_context({result.__name__})() in an event"
-            " loop. In a thread, call carry_context(asyncio.run) with the coroutine."
+            "The function in carry_context() returned a coroutine, which would run"
+            f" later without the context. Await carry_context({result.__name__})() in an"
+            " event loop. In a thread, call carry_context(asyncio.run) with the coroutine."
         )
 
 
@@ -617,7 +617,7 @@ _ADVICE = "Wrap the task inside the view: executor.submit(carry_context(task))."
 
 
 def _check_app_context() -> None:
-    """Refuse if no context is active."""
+    """Refuse a call while no context is active."""
     if not has_app_context():
         raise RuntimeError(
             f"There is no active Flask context to carry. {_ADVICE} Wrap a job without a"
@@ -667,7 +667,7 @@ def _update_wrapper(wrapper: Any, func: Any) -> None:
         functools.update_wrapper(wrapper, func)
     except TypeError:  # A mocked function's __name__ is another mock.
         functools.update_wrapper(wrapper, func.__call__)
-    # Job queues such as RQ store a function by this name, and import it later. They must
-    # not find the unwrapped function.
+    # Job queues such as RQ store a function by this name, and import it later. They
+    # must not find the unwrapped function.
     name = getattr(func, "__qualname__", "carried")
     wrapper.__qualname__ = f"carry_context.<locals>.{name}"
