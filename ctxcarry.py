@@ -608,8 +608,8 @@ def _check_result(result: Any) -> None:
         result.close()
         raise TypeError(
             "The function in carry_context() returned a coroutine, which would run"
-            f" later without the context. Await carry_context({result.__name__})() in an"
-            " event loop. In a thread, call carry_context(asyncio.run) with the coroutine."
+            f" without the context. Await carry_context({result.__name__})() in an"
+            " event loop. In threads, pass the coroutine to carry_context(asyncio.run)."
         )
 
 
