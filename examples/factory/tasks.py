@@ -19,17 +19,15 @@ executor = ThreadPoolExecutor()
 def background(task: Callable[P, R]) -> Callable[P, Future[R]]:
     """Make a function run in the pool, in the context of the view that calls it."""
 
-    @wraps(task)
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return task(*args, **kwargs)
-        except Exception:
-            current_app.logger.exception("%s failed", task.__name__)
-            raise
+    def log_error(future: Future[R]) -> None:
+        if not future.cancelled() and (error := future.exception()):
+            current_app.logger.error("%s failed", task.__name__, exc_info=error)
 
     @wraps(task)
     def start(*args: P.args, **kwargs: P.kwargs) -> Future[R]:
-        return executor.submit(carry_context(run), *args, **kwargs)
+        future = executor.submit(carry_context(task), *args, **kwargs)
+        future.add_done_callback(carry_context(log_error))
+        return future
 
     return start
 

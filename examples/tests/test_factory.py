@@ -62,7 +62,10 @@ def test_the_task_and_its_view_have_a_connection_each_and_both_are_closed(
 
 
 def test_a_task_that_fails_is_logged_and_its_future_has_the_error(
-    shop: Flask, caplog: pytest.LogCaptureFixture
+    shop: Flask,
+    pool: ThreadPoolExecutor,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     failure = LookupError("no tea")
 
@@ -70,9 +73,11 @@ def test_a_task_that_fails_is_logged_and_its_future_has_the_error(
     def brew() -> None:
         raise failure
 
+    monkeypatch.setattr(tasks, "executor", pool)
     with shop.test_request_context():
         future: Future[None] = brew()
-    assert future.exception(TIMEOUT) is failure
+    pool.shutdown()
+    assert future.exception() is failure
     (record,) = caplog.records
     assert (record.name, record.message) == (shop.logger.name, "brew failed")
     assert record.exc_info is not None
