@@ -1831,8 +1831,8 @@ CLASS_METHOD = cast(Any, classmethod(in_thread))
     ("given", "message"),
     [
         pytest.param(3, r"int.*carry_context\(task\)", id="int"),
-        pytest.param(CLASS_METHOD, "classmethod.*itself", id="classmethod"),
-        pytest.param(threading.Thread(), "Thread.*itself", id="Thread"),
+        pytest.param(CLASS_METHOD, "classmethod.*the function", id="classmethod"),
+        pytest.param(threading.Thread(), "Thread.*the function", id="Thread"),
         pytest.param(Generators(), "generator function", id="generators"),
         pytest.param(partial(Generators()), "generator function", id="partial"),
         pytest.param(async_generator, "generator function", id="async-generator"),
