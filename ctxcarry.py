@@ -1,9 +1,9 @@
 # ctxcarry 2.0.0, SPDX-License-Identifier: MIT-0
 """Carry Flask's contexts and context variables into threads, pools and event loops.
 
-``carry_context()`` takes a ``_Snapshot`` of the view's context. Each call of its result
-makes its own contexts from it, in ``_CallContexts``. The functions below decide what is
-copied, what stays with the view, and what is refused.
+``carry_context()`` makes a ``_Snapshot`` of the view's context. Each call to the wrapper
+makes its own contexts from the snapshot, in ``_CallContexts``. The functions below decide
+what is copied, what stays with the view, and what is refused.
 
 Values that users keep in ``g``, the session and context variables are tested with
 ``issubclass(type(x), ...)``, because ``isinstance()`` would resolve a ``LocalProxy``.
@@ -52,54 +52,58 @@ def carry_context(func: Callable[P, R], /) -> Callable[P, R]:
             return list(executor.map(part, request.args.getlist("item")))
 
     The copy is made when this is called, so call it after everything the task needs is
-    set. Each call of the result pushes its own contexts, made from that copy, and pops
+    set. Each call to the wrapper pushes its own contexts, made from that copy, and pops
     them when it ends. Calls may run concurrently, and may outlive the response. What a
     call sets in ``g``, in ``session`` or on ``request`` stays in that call.
 
-    -   Values that can be closed or committed, and SQLAlchemy model instances, stay
-        with the view. So does a list, dict, set or tuple that holds one. In the task,
-        ``g.db`` raises an ``AttributeError``. Open or load it there, as ``get_db()``
-        does in Flask's tutorial. A connection inside another object is shared.
+    -   In ``g`` and in context variables, values that can be closed or committed, and
+        SQLAlchemy model instances, stay with the view. So does a list, dict, set or
+        tuple that holds one among its first hundred values. Reading ``g.db`` in the
+        task then raises an ``AttributeError``. Open or load it there, as ``get_db()``
+        does in Flask's tutorial. What an object has as an attribute is not detected.
     -   Everything else in ``g`` and in context variables is carried. A mutable value is
-        shared with the view, and so is parsed JSON. Replace it, do not change it.
+        shared with the view: replace it rather than changing it.
     -   ``request`` and ``session`` are copies, and so are the plain lists, dicts, sets
         and tuples in the session. Changes to the copied session are not saved. The
         view's session counts as accessed, so the response has ``Vary: Cookie``.
     -   The task can read the request's form, JSON or data only if the view has read it.
-        Uploaded files are shared. They are closed when the view's request ends.
+        Parsed JSON and uploaded files are shared. The files are closed when the view's
+        request ends.
 
     .. warning::
-        The task has its own database connection, so commit in the view before the task
-        starts.
+        The task opens its own database connection, which doesn't see what is not yet
+        committed. Commit in the view before the task starts.
 
         Teardown functions run for each call. They don't see values carried from the
-        view, so they can't close them. Use ``g.get("start")`` there, not ``g.start``.
-        Flask can't run async teardown functions in a thread that runs an event loop.
+        view, so they can't close them. One that reads ``g.start`` must use
+        ``g.get("start")``. Flask can't run async ones where an event loop is running.
 
     :param func: A callable. For a coroutine function, the result is one too. Each call
         runs from start to finish in its own context, on whichever loop awaits it.
         Generator functions are not supported.
     :return: A callable with the same parameters and return value. It cannot be pickled.
-    :raises TypeError: If ``func`` is not callable, or is a generator function. Calling
-        the result raises it if a plain ``func`` returns a coroutine.
+    :raises TypeError: If ``func`` is not callable, or is a generator function. The
+        wrapper raises it if a plain ``func`` returns a coroutine.
     :raises RuntimeError: If no context is active, or if this is called at the top level
         of a module that is imported during a request.
     """
     _check_callable(func)
     _check_app_context()
     snapshot = _Snapshot()
+    if snapshot.request is not None:
+        _check_import()
 
     def carried(*args: P.args, **kwargs: P.kwargs) -> R:
         call = _CallContexts(snapshot, func)
         with call:
-            result = call.variables.run(func, *args, **kwargs)
+            result = call.cv_context.run(func, *args, **kwargs)
             _check_result(result)
             return result
 
     async def carried_async(*args: P.args, **kwargs: P.kwargs) -> Any:
         call = _CallContexts(snapshot, func)
         with call:
-            coroutine = call.variables.run(func, *args, **kwargs)
+            coroutine = call.cv_context.run(func, *args, **kwargs)
             return await _StepsInContext(call, coroutine)
 
     is_async = _code_flags(func) & inspect.CO_COROUTINE
@@ -116,14 +120,6 @@ _request_ctx: Any = vars(flask.globals).get("request_ctx", _app_ctx)
 _AppContext: Any = flask.ctx.AppContext
 _RequestContext: Any = vars(flask.ctx).get("RequestContext", _AppContext)
 _HAS_ONE_CONTEXT = _RequestContext is _AppContext
-
-
-# Names in g that extensions set for one request, and set again if they are missing.
-_MADE_AGAIN = (
-    "_flask_babel",  # Flask-Babel's locale. It is changed in place.
-    "_sqlalchemy_queries",  # The queries that Flask-SQLAlchemy has recorded.
-    "fs_authn_via",  # Flask-Security has found a user. If missing, it looks again.
-)
 
 
 class _Snapshot:
@@ -151,7 +147,7 @@ class _Snapshot:
         self.carried: dict[str, Any] = {}
         self.staying_names: set[str] = set()
         for name, value in g.__dict__.copy().items():
-            if name in _MADE_AGAIN:
+            if name in _EXTENSION_NAMES:
                 continue
             if _stays_with_view(value):
                 self.staying_names.add(name)
@@ -164,7 +160,7 @@ class _Snapshot:
         copy_context() alone would keep the view's contexts alive. Signals and teardown
         functions would see them before the task's are pushed and after they are popped.
         """
-        self.variables = contextvars.Context()
+        self.cv_context = contextvars.Context()
         self.decimal_contexts: list[tuple[Any, decimal.Context]] = []
         for variable, value in contextvars.copy_context().items():
             if issubclass(type(value), (_AppContext, _RequestContext)):
@@ -172,11 +168,10 @@ class _Snapshot:
             if issubclass(type(value), decimal.Context):
                 self.decimal_contexts.append((variable, value.copy()))
             elif not _stays_with_view(value):
-                self.variables.run(variable.set, value)
+                self.cv_context.run(variable.set, value)
 
     def _take_request(self, context: Any) -> None:
         """Take the request and the session."""
-        _check_import()
         session = context.session
         # The response then has Vary: Cookie. Since 3.1.3, Flask has already set this.
         with contextlib.suppress(AttributeError):
@@ -187,13 +182,13 @@ class _Snapshot:
         self.context_class: Any = type(context)
         self.app_with_adapter = _AppWithAdapter(self.app, context.url_adapter)
 
-    def new_variables(self) -> contextvars.Context:
+    def new_cv_context(self) -> contextvars.Context:
         """Make the contextvars.Context for one call."""
-        variables = self.variables.copy()
+        cv_context = self.cv_context.copy()
         # The decimal module changes its context in place, so each call gets a copy.
         for variable, value in self.decimal_contexts:
-            variables.run(variable.set, value.copy())
-        return variables
+            cv_context.run(variable.set, value.copy())
+        return cv_context
 
     def new_contexts(self) -> list[Any]:
         """Make Flask's contexts for one call, in the order they are pushed."""
@@ -215,8 +210,8 @@ class _Snapshot:
 class _AppWithAdapter:
     """Stands in for the app while a request context is made.
 
-    A context asks the app to bind a URL adapter, which takes about a quarter of a
-    call's time. This returns the view's adapter instead. The app does everything else.
+    This returns the view's URL adapter, so the task builds the same URLs. To bind another
+    one would take about a quarter of a call's time. The app does everything else.
     """
 
     def __init__(self, app: Any, url_adapter: Any) -> None:
@@ -235,32 +230,33 @@ class _CallContexts:
 
     This happens in the call's own contextvars.Context, and the function runs there too.
     If a coroutine is never finished, the garbage collector closes it, possibly while
-    another request is active. Their contexts must not mix. This is a class, because the
-    collector could close the generator of a contextlib.contextmanager first.
+    another request is active. The two must not see each other's contexts. This is a class,
+    because the collector could close the generator of a contextlib.contextmanager before
+    it closes the coroutine.
     """
 
     def __init__(self, snapshot: _Snapshot, func: object) -> None:
         self.snapshot = snapshot
         self.func = func
-        self.variables = snapshot.new_variables()
-        self.contexts: list[Any] = self.variables.run(snapshot.new_contexts)
+        self.cv_context = snapshot.new_cv_context()
+        self.contexts: list[Any] = self.cv_context.run(snapshot.new_contexts)
         self.pushed: list[Any] = []
-        self.globals = _TaskGlobals(self.contexts[0].g, snapshot)
+        self.task_g = _TaskGlobals(self.contexts[0].g, snapshot)
 
     def __enter__(self) -> None:
         try:
-            self.variables.run(self._push)
+            self.cv_context.run(self._push)
         except BaseException as error:
             self.__exit__(None, error, None)
             raise
 
     def __exit__(self, cls: object, error: BaseException | None, tb: object) -> None:
         try:
-            self.variables.run(self._end, error)
+            self.cv_context.run(self._end, error)
         finally:
             # The error's traceback refers to this object. Without this, an error that
             # the task keeps in g or in a context variable would form a reference cycle.
-            del self.variables, self.contexts, self.globals
+            del self.cv_context, self.contexts, self.task_g
 
     def _push(self) -> None:
         for context in self.contexts:
@@ -269,19 +265,20 @@ class _CallContexts:
             context.push()
 
     def _end(self, error: BaseException | None) -> None:
-        """Log mistakes that raise no error, and pop the contexts."""
+        """Log mistakes that raise no error, clear g, and pop the contexts."""
         app = self.snapshot.app
         if app.debug or app.testing:
             # Sessions, the values in them, loggers and their filters may raise.
             with contextlib.suppress(Exception):
                 self._warn()
-        self.globals.remove_carried()
+        self.task_g.remove_carried()
         try:
             self._pop(error)
         except Exception:
             if error is None:
                 raise
-            app.logger.exception("Teardown failed after a task had raised an error.")
+            with contextlib.suppress(Exception):
+                app.logger.exception("Teardown failed after a task had failed.")
 
     def _pop(self, error: BaseException | None) -> None:
         """Pop the pushed contexts, the last one first, even if popping one raises."""
@@ -295,8 +292,8 @@ class _CallContexts:
         """Log the names that the task missed in g, and a changed session."""
         logger = self.snapshot.app.logger
         task = getattr(self.func, "__qualname__", type(self.func).__qualname__)
-        asked_names = self.globals.asked_names - self.globals.set_names
-        for name in self.snapshot.staying_names & asked_names:
+        asked_names = self.task_g.asked_names - self.task_g.set_names
+        for name in sorted(self.snapshot.staying_names & asked_names):
             logger.warning("%s asked for g.%s. %s", task, name, _stays_message(name))
         if self.snapshot.request is None:
             return
@@ -313,10 +310,11 @@ class _TaskGlobals(dict[str, Any]):
     """The ``__dict__`` of a task's g, where Flask keeps the values that are set in g.
 
     It knows what the task has set. Teardown functions must not find the view's values,
-    such as a ``g.path`` that they unlink. They must find what the task has set, even if
-    it is the very same object.
+    such as the path of a temporary file, which they would delete. They must find what
+    the task has set, even if it is the very same object.
 
-    It also explains why a name is missing: to read it, g looks up ``__dict__[name]``.
+    It also explains why a name is missing. To read it, g asks for ``__dict__[name]``,
+    which calls ``__missing__``.
     """
 
     def __init__(self, g: Any, snapshot: _Snapshot) -> None:
@@ -324,8 +322,7 @@ class _TaskGlobals(dict[str, Any]):
         self.snapshot = snapshot
         self.set_names: set[str] = set()
         self.asked_names: set[object] = set()
-        super().__init__(self.defaults)
-        self.update(snapshot.carried)
+        super().__init__({**self.defaults, **snapshot.carried})
         # A plain assignment would set g.__dict__["__dict__"].
         object.__setattr__(g, "__dict__", self)
 
@@ -366,7 +363,7 @@ class _TaskGlobals(dict[str, Any]):
     def remove_carried(self) -> None:
         """Remove the view's values that the task has not replaced."""
         for name, value in self.snapshot.carried.items():
-            # The default is self, because no value in g can be this object.
+            # It may be gone, or replaced without __setitem__(). No value in g is self.
             if name in self.set_names or super().get(name, self) is not value:
                 continue
             if name in self.defaults:
@@ -376,7 +373,7 @@ class _TaskGlobals(dict[str, Any]):
 
 
 class _StepsInContext(Generator[Any, Any, Any]):
-    """Awaits a coroutine, and runs each of its steps in the context of a call.
+    """Awaits a coroutine, and runs each step in the contextvars.Context of a call.
 
     Unlike asyncio's ``create_task(context=...)``, it works on any event loop.
     """
@@ -389,27 +386,28 @@ class _StepsInContext(Generator[Any, Any, Any]):
         return self
 
     def send(self, value: Any, /) -> Any:
-        return self._call.variables.run(self._steps.send, value)
+        return self._call.cv_context.run(self._steps.send, value)
 
     def throw(self, *error: Any) -> Any:
         try:
-            return self._call.variables.run(self._steps.throw, *error)
+            return self._call.cv_context.run(self._steps.throw, *error)
         finally:
             del error  # Otherwise the error, its traceback and this frame form a cycle.
 
     def close(self) -> None:
-        self._call.variables.run(self._steps.close)
+        self._call.cv_context.run(self._steps.close)
 
 
-# An app's own dict class may load its items, or write to a store. dict doesn't.
+# Used to call dict's own methods on an app's dict class, which may load items or write to
+# a store. Any, because strict type checkers don't know what is in it.
 _dict: Any = dict
 
 
 def _copy(original: Any) -> Any:
     """Copy an object with its attributes.
 
-    copy.copy() is only used for a class with a __copy__(). For others, it may drop what
-    can't be pickled, in __getstate__(), and may recurse forever in __getattr__().
+    For a class without __copy__(), copy.copy() would call __getstate__(), which may drop
+    what can't be pickled, and __getattr__(), which may recurse forever.
     """
     cls = cast(Any, type(original))
     if hasattr(cls, "__copy__"):
@@ -455,7 +453,7 @@ def _copy_containers(value: Any) -> Any:
     if cls is list:
         return [_copy_containers(item) for item in value.copy()]
     if cls is tuple:
-        return tuple([_copy_containers(item) for item in value])
+        return tuple(_copy_containers(item) for item in value)
     if cls is set:
         return value.copy()
     return value
@@ -504,32 +502,35 @@ def _has_unread_body(request: Any) -> bool:
     )
 
 
-# What stays with the view.
-#
-# Two threads must not share a transaction, socket or cursor. There is no reliable way
-# to tell which values have one, so this looks for methods by name. __exit__, release
-# and shutdown are not among them, because paths, locks and executors have those.
-
-_CLOSING = (
+# Two threads must not share a transaction, socket or cursor. There is no reliable way to
+# tell which values have one, so these methods are looked for. __exit__, release and
+# shutdown are not among them, because paths, locks and executors have those.
+_METHODS = (
     "close",
     "aclose",
     "disconnect",
     "commit",
     "commit_transaction",  # pymongo sessions.
-    "abandon",  # ldap3 connections. They have unbind(), but structlog loggers do too.
+    "abandon",  # ldap3 connections. Their unbind() is on structlog loggers, too.
+)
+# What extensions keep in g for one request, and set again if it is missing.
+_EXTENSION_NAMES = (
+    "_flask_babel",  # Flask-Babel's locale. It is changed in place.
+    "_sqlalchemy_queries",  # The queries that Flask-SQLAlchemy has recorded.
+    "fs_authn_via",  # How Flask-Security has found the user. Without it, it looks again.
 )
 # The last three have a close(), but are data. The others are here for speed. These are
 # ids, because a metaclass may make a class unhashable.
 _DATA = set(map(id, [bool, bytes, float, int, str, type(None)]))
 _DATA.update(map(id, [io.BytesIO, io.StringIO, FileStorage]))
 # An app's own class may load its values when it is iterated. These do not.
-_SEQUENCES: Any = (list, tuple, set)
+_COLLECTIONS: Any = (list, tuple, set)
 # A dict in g may be large, so only the first values are inspected.
 _MOST_VALUES = 100
 
 
 def _stays_with_view(value: object) -> bool:
-    """Return whether a value can be closed or committed, or holds one that can."""
+    """Return whether a value belongs to the view, or is a container of one that does."""
     values = [value]
     # The list grows while it is read. Values in containers are appended, and count too.
     for each in itertools.islice(values, 1 + _MOST_VALUES):
@@ -537,13 +538,30 @@ def _stays_with_view(value: object) -> bool:
             continue
         # What can't be inspected is data, such as a dict that another thread changes.
         with contextlib.suppress(Exception):
-            if _can_be_closed(each):
+            if _belongs_to_view(each):
                 return True
             if issubclass(type(each), dict):
                 values.extend(itertools.islice(_dict.values(each), _MOST_VALUES))
-            for base in _SEQUENCES:
+            for base in _COLLECTIONS:
                 if issubclass(type(each), base):
                     values.extend(itertools.islice(base.__iter__(each), _MOST_VALUES))
+    return False
+
+
+def _belongs_to_view(value: object) -> bool:
+    """Return whether a value can be closed or committed, or is a SQLAlchemy model.
+
+    ``__class__`` is used, because a tracer's wrapper around a connection names the
+    connection's class there. For a LocalProxy, it would resolve the proxy.
+    """
+    is_proxy = issubclass(type(value), LocalProxy)
+    cls: Any = type(value) if is_proxy else value.__class__
+    if hasattr(cls, "__mapper__"):  # A SQLAlchemy model.
+        return True
+    for name in _METHODS:
+        # A member of that name may be something else, such as a column.
+        if callable(getattr(cls, name, None)):
+            return True
     return False
 
 
@@ -555,31 +573,14 @@ def _stays_message(name: str) -> str:
     )
 
 
-def _can_be_closed(value: object) -> bool:
-    """Return whether the class of a value has a method that closes or commits it.
-
-    ``__class__`` is used, because a tracer's wrapper around a connection names the
-    connection's class there. It would resolve a LocalProxy, so type() is used then.
-    """
-    is_proxy = issubclass(type(value), LocalProxy)
-    cls: Any = type(value) if is_proxy else value.__class__
-    if hasattr(cls, "__mapper__"):  # A SQLAlchemy model.
-        return True
-    for name in _CLOSING:
-        # A member of that name may be something else, such as a column.
-        if callable(getattr(cls, name, None)):
-            return True
-    return False
-
-
 def _code_flags(func: Any) -> int:
     """Return the flags, as in ``inspect``, of the code that a call of func runs.
 
     Unlike the functions of ``inspect``, this handles compiled functions, mocks, and
     objects with an async ``__call__``.
     """
-    while isinstance(func, functools.partial):
-        func = cast(Any, func).func
+    while issubclass(type(func), functools.partial):
+        func = func.func
     for each in (func, type(func).__call__):
         flags = getattr(getattr(each, "__code__", None), "co_flags", None)
         if isinstance(flags, int):  # A mock may have another mock there.
@@ -591,8 +592,9 @@ def _check_callable(func: Any) -> None:
     """Refuse what is not callable, and generator functions, which run later."""
     if not callable(func):
         raise TypeError(
-            f"carry_context() takes a function, not {type(func).__qualname__!r}. Pass"
-            " the function, carry_context(task), not its result, a Thread or a Future."
+            f"carry_context() takes a function, not {type(func).__qualname__!r}. Pass the"
+            " function itself, as in carry_context(task). Don't pass the result of calling"
+            " it, a Thread, or a Future."
         )
     if _code_flags(func) & (inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR):
         raise TypeError(
@@ -620,19 +622,19 @@ def _check_app_context() -> None:
     """Refuse a call while no context is active."""
     if not has_app_context():
         raise RuntimeError(
-            f"There is no active Flask context to carry. {_ADVICE} Wrap a job without a"
-            " request inside `with app.app_context():`."
+            f"There is no active Flask context to carry. {_ADVICE} Wrap a job that belongs"
+            " to no request inside `with app.app_context():`."
         )
 
 
-# The modules that call views, streamed responses, async views, threads and tasks.
+# The modules that call what runs in a request.
 _CALLERS = (
-    "flask.app",
-    "flask.helpers",
-    "flask.ctx",
-    "asgiref.sync",
-    "threading",
-    __name__,
+    "flask.app",  # Views.
+    "flask.helpers",  # Streamed responses.
+    "flask.ctx",  # Functions in copy_current_request_context().
+    "asgiref.sync",  # Async views.
+    "threading",  # What an async view gathers, or runs in a thread.
+    __name__,  # Tasks.
 )
 
 
@@ -648,7 +650,7 @@ def _check_import() -> None:
         frame = frame.f_back
     # Stop at the view, because an app may be served while its module is imported.
     while frame and frame.f_globals.get("__name__") not in _CALLERS:
-        # The import system sets this during an import. exec() has such a frame, too.
+        # The import system sets this. exec() has a <module> frame, too, but not this.
         spec = frame.f_globals.get("__spec__")
         is_module = frame.f_code.co_name == "<module>"
         if is_module and getattr(spec, "_initializing", False):
@@ -665,7 +667,7 @@ def _update_wrapper(wrapper: Any, func: Any) -> None:
     """Make the wrapper look like the function, as functools.wraps() does."""
     try:
         functools.update_wrapper(wrapper, func)
-    except TypeError:  # A mocked function's __name__ is another mock.
+    except TypeError:  # A mock's __name__ may be a mock. That of its __call__ is not.
         functools.update_wrapper(wrapper, func.__call__)
     # Job queues such as RQ store a function by this name, and import it later. They
     # must not find the unwrapped function.

@@ -987,10 +987,20 @@ class Broken(logging.Filter):
         raise LookupError(record)
 
 
-def test_what_looks_for_warnings_raises_nothing(app: Flask) -> None:
+def test_what_is_logged_raises_nothing(app: Flask) -> None:
+    error = KeyError("task's")
+
     def work() -> bool:
         session.pop("odd")
         return "user" in g
+
+    def fail() -> None:
+        raise error
+
+    @app.teardown_request
+    def end(error: BaseException | None) -> None:
+        if error is not None:
+            raise OSError("teardown's")
 
     app.testing = True
     app.logger.addFilter(broken := Broken())
@@ -1000,6 +1010,7 @@ def test_what_looks_for_warnings_raises_nothing(app: Flask) -> None:
             for odd in ["comparable", [Incomparable()]]:
                 session["odd"] = odd
                 assert in_thread(carry_context(work)) is False
+            assert clean_error_of(carry_context(fail)) is error
     finally:
         app.logger.removeFilter(broken)
 
