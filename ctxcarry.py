@@ -268,7 +268,7 @@ class _CallContexts:
         """Log mistakes that raise no error, clear g, and pop the contexts."""
         app = self.snapshot.app
         if app.debug or app.testing:
-            # Sessions, the values in them, loggers and their filters may raise.
+            # Sessions, their values, loggers and filters may raise. A job has no session.
             with contextlib.suppress(Exception):
                 self._warn()
         self.task_g.remove_carried()
@@ -295,8 +295,6 @@ class _CallContexts:
         asked_names = self.task_g.asked_names - self.task_g.set_names
         for name in sorted(self.snapshot.staying_names & asked_names):
             logger.warning("%s asked for g.%s. %s", task, name, _stays_message(name))
-        if self.snapshot.request is None:
-            return
         if dict(self.contexts[-1].session) != dict(self.snapshot.session):
             logger.warning(
                 "%s changed the session in a carry_context() task. The change is lost,"
