@@ -7,6 +7,7 @@ import logging
 import os
 import queue
 import re
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -25,7 +26,8 @@ import pytest
 from documents import RECIPES, anchors, documents, links, section, snippets, write_shop
 from flask import Flask, copy_current_request_context, g, request, session
 from flask.sessions import SecureCookieSession, SessionInterface
-from helpers import EXAMPLES, ROOT, TIMEOUT, free_port, in_thread, running
+from helpers import EXAMPLES, ROOT, TIMEOUT, free_port, in_thread, program, running
+from werkzeug.serving import make_server
 
 from ctxcarry import carry_context
 
@@ -99,7 +101,8 @@ def succeed():
 @app.route("/")
 def view():
     executor.submit(carry_context(succeed)).result()
-    fail().exception()
+    fail()
+    executor.shutdown()  # Waits until the error is logged.
     raise ZeroDivisionError
 
 
@@ -170,7 +173,27 @@ def test_the_tests_of_the_recipes_pass(tmp_path: Path) -> None:
     assert "3 passed" in printed
 
 
+def test_a_test_of_the_recipes_that_fails_comes_to_an_end(tmp_path: Path) -> None:
+    write_shop(tmp_path)
+    code = "\n\n".join(snippets(section(RECIPES, "## Testing")))
+    code = code.replace("messages == []", "messages == ['early']").replace(
+        "10)", "0.1)"
+    )
+    (tmp_path / "test_shop.py").write_text(code)
+    printed = run_program(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider")
+    assert "1 failed, 2 passed" in printed
+
+
 # Recipes with a view
+
+BROWSER_OPTIONS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--no-first-run",
+    "--remote-debugging-port=0",  # It says so once it runs.
+]
 
 
 def test_slow_calls_run_in_parallel(app: Flask, run_recipe: RunRecipe) -> None:
@@ -221,8 +244,84 @@ def test_events_are_sent_while_the_task_runs(app: Flask, run_recipe: RunRecipe) 
     lines = response.iter_encoded()
     assert next(lines) == b"data: a at /events\n\n"
     is_read.set()
-    assert list(lines) == [b"data: b at /events\n\n"]
+    assert list(lines) == [b"data: b at /events\n\n", b"event: end\ndata: end\n\n"]
     assert response.mimetype == "text/event-stream"
+
+
+def test_an_error_ends_the_events_and_is_logged(
+    app: Flask, run_recipe: RunRecipe, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fetch_price(_: str) -> str:
+        raise LookupError("no price")
+
+    run_recipe("## Server-sent events", fetch_price=fetch_price)
+    answer = app.test_client().get("/events?item=a")
+    assert answer.text == "event: end\ndata: end\n\n"
+    assert caplog.messages == ["The events of /events failed."]
+    assert "LookupError: no price" in caplog.text
+
+
+def test_a_task_goes_on_when_the_client_of_its_events_leaves(
+    app: Flask, pool: ThreadPoolExecutor, run_recipe: RunRecipe
+) -> None:
+    has_left = threading.Event()
+    fetched: list[str] = []
+
+    def fetch_price(item: str) -> str:
+        if item == "b":
+            assert has_left.wait(TIMEOUT)
+        fetched.append(f"{item} at {request.path}")
+        return item
+
+    run_recipe("## Server-sent events", fetch_price=fetch_price)
+    response = app.test_client().get("/events?item=a&item=b")
+    next(response.iter_encoded())
+    response.close()
+    has_left.set()
+    pool.shutdown()
+    assert fetched == ["a at /events", "b at /events"]
+
+
+# The page tells the server in which state its source is, once that has an end or an error.
+EVENTS_PAGE = """
+<!doctype html>
+<script>
+const source = new EventSource("/events?item=a");
+{closing}
+for (const name of ["end", "error"])
+  source.addEventListener(name, () => fetch(`/said/${{name}}/${{source.readyState}}`));
+</script>
+"""
+
+
+def test_a_browser_closes_the_source_of_events_that_have_ended(
+    app: Flask, run_recipe: RunRecipe, tmp_path: Path
+) -> None:
+    said: queue.Queue[list[Any]] = queue.Queue()
+    run_recipe("## Server-sent events", fetch_price=str)
+    (closing,) = snippets(section(RECIPES, "## Server-sent events"), "js")
+
+    @app.route("/")
+    def page() -> str:
+        return EVENTS_PAGE.format(closing=closing)
+
+    @app.route("/said/<name>/<int:state>")
+    def say(name: str, state: int) -> str:
+        said.put([name, state])
+        return ""
+
+    browser = [program("chromium"), *BROWSER_OPTIONS, f"--user-data-dir={tmp_path}"]
+    server = make_server("127.0.0.1", 0, app, threaded=True)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    address = f"http://127.0.0.1:{server.server_port}/"
+    try:
+        with running([*browser, address], "DevTools listening"):
+            assert said.get(timeout=TIMEOUT) == ["end", 2]  # 2 is EventSource.CLOSED.
+    finally:
+        server.shutdown()
+        thread.join(TIMEOUT)
+        server.server_close()
 
 
 def test_a_mail_is_written_in_the_users_language(
@@ -266,6 +365,56 @@ def test_a_long_task_that_was_never_stopped_leaves_nothing_behind(
     assert client.post(f"/stop/{key}").status_code == 404
 
 
+def ask(address: str, body: bytes | None = None, **headers: str) -> str:
+    """Get a page, or post a body to it."""
+    browser = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    browser.addheaders = list(headers.items())
+    with browser.open(address, body, timeout=TIMEOUT) as response:
+        text: str = response.read().decode()
+    return text
+
+
+STOPPED_SHOP = """
+from concurrent.futures import ThreadPoolExecutor
+
+from flask import Flask, request
+
+from ctxcarry import carry_context
+
+app = Flask(__name__)
+executor = ThreadPoolExecutor()
+"""
+WAITRESS = """
+import logging
+import sys
+
+from shop import app
+from waitress import serve
+
+logging.basicConfig(level=logging.INFO)
+serve(app, listen=sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("name", ["gunicorn", "waitress"])
+def test_long_tasks_stop_with_their_server(name: str, tmp_path: Path) -> None:
+    recipe, configuration = snippets(section(RECIPES, "## Stopping a long task"))
+    (tmp_path / "shop.py").write_text(STOPPED_SHOP + recipe)
+    (tmp_path / "gunicorn.conf.py").write_text(configuration)
+    served = WAITRESS + configuration + "\nworker_exit(None, None)\n"
+    (tmp_path / "served.py").write_text(served)
+    address = f"127.0.0.1:{free_port()}"
+    command, ready = ["served.py", address], "Serving on"
+    if name == "gunicorn":
+        # Without the configuration, its worker would wait longer than this test does.
+        options = ["--graceful-timeout", "60", "--bind", address]
+        command, ready = ["-m", "gunicorn", *options, "shop:app"], "Booting worker"
+    with running([sys.executable, *command], ready, tmp_path) as process:
+        assert "key" in ask(f"http://{address}/start", b"")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(TIMEOUT) == 0
+
+
 # Jobs
 
 
@@ -287,7 +436,7 @@ def test_a_loop_outlives_an_error_and_each_step_has_its_own_context(
 
     heading, changes = "## A loop that runs for ever", ("wait(60)", "wait(0)")
     names = run_recipe(heading, changes, poll_supplier=poll_supplier)
-    stop = names["start_polling"]()
+    stop = names["start_polling"](app)
     try:
         assert seen.get(timeout=TIMEOUT) == []
         assert seen.get(timeout=TIMEOUT) == ["a connection"]
@@ -296,44 +445,60 @@ def test_a_loop_outlives_an_error_and_each_step_has_its_own_context(
     assert caplog.messages[0] == "A step failed."
 
 
-POLLED_SHOP = """
+SHOP_WITH_JOBS = """
 import threading
 
 from flask import Flask
 
 from ctxcarry import carry_context
 
-app = Flask(__name__)
-is_polled = threading.Event()
+has_run = threading.Event()
 
 
 def poll_supplier():
-    is_polled.set()
+    has_run.set()
 
 
-@app.route("/")
-def view():
-    return str(is_polled.wait(10))
+def fetch_prices():
+    has_run.set()
+
+
+def create_app():
+    app = Flask(__name__)
+    app.add_url_rule("/", view_func=lambda: str(has_run.wait(10)))
+    return app
+
+
 """
 
 
-def ask(address: str, **headers: str) -> str:
-    browser = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    browser.addheaders = list(headers.items())
-    with browser.open(address, timeout=TIMEOUT) as response:
-        text: str = response.read().decode()
-    return text
-
-
-def test_a_loop_runs_in_the_workers_of_a_preloaded_app(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["loop", "job"])
+def test_it_runs_in_the_workers_of_a_preloaded_app(name: str, tmp_path: Path) -> None:
     recipe = section(RECIPES, "## A loop that runs for ever").replace("60", "0.1")
-    loop, configuration = snippets(recipe)
-    (tmp_path / "shop.py").write_text(POLLED_SHOP + loop)
+    code, configuration = snippets(recipe)
+    if name == "job":
+        recipe = section(RECIPES, "## A job that starts itself again")
+        (code,) = snippets(recipe)
+        (call,) = re.findall(r"`(start_refreshing\(worker.*?)`", recipe)
+        configuration = configuration.replace("start_polling(worker.wsgi)", call)
+        configuration = configuration.replace("start_polling", "start_refreshing")
+        configuration = configuration.replace("3600", "0.1")
+    (tmp_path / "shop.py").write_text(SHOP_WITH_JOBS + code)
     (tmp_path / "gunicorn.conf.py").write_text(configuration)
     address = f"127.0.0.1:{free_port()}"
-    command = ["gunicorn", "--preload", "--bind", address, "shop:app"]
+    command = ["gunicorn", "--preload", "--bind", address, "shop:create_app()"]
     with running([sys.executable, "-m", *command], "Booting worker", tmp_path):
         assert ask(f"http://{address}/") == "True"
+
+
+class LastTimer(threading.Timer):
+    """A timer that ends a job, because it never calls the job again."""
+
+    def start(self) -> None:
+        ended.set()
+
+
+ended = threading.Event()
 
 
 def test_a_job_that_starts_itself_again_inherits_nothing(
@@ -341,24 +506,40 @@ def test_a_job_that_starts_itself_again_inherits_nothing(
 ) -> None:
     runs: list[list[Any]] = []
     variable: ContextVar[str] = ContextVar("variable", default="fresh")
-    enough = threading.Event()
-
-    def start_no_more(_: int) -> None:
-        enough.set()
 
     def fetch_prices() -> None:
         runs.append([variable.get(), "run" in g, flask.has_request_context()])
         variable.set("stale")
         g.run = len(runs)
         if g.run == 3:
-            names["start_timer"] = start_no_more
+            names["Timer"] = LastTimer
 
     heading = "## A job that starts itself again"
-    changes = ("start_timer(3600)", "")
-    names = run_recipe(heading, changes, fetch_prices=fetch_prices)
-    names["start_timer"](0)
-    assert enough.wait(TIMEOUT)
+    names = run_recipe(heading, fetch_prices=fetch_prices)
+    ended.clear()
+    names["start_refreshing"](app, 0)
+    assert ended.wait(TIMEOUT)
     assert runs == [["fresh", False, False]] * 3
+
+
+def test_a_job_that_starts_itself_again_outlives_an_error(
+    app: Flask, run_recipe: RunRecipe, caplog: pytest.LogCaptureFixture
+) -> None:
+    runs: list[list[str]] = []
+
+    def fetch_prices() -> None:
+        runs.append([*caplog.messages])
+        if len(runs) == 2:
+            names["Timer"] = LastTimer
+        else:
+            raise LookupError("The supplier is away.")
+
+    heading = "## A job that starts itself again"
+    names = run_recipe(heading, fetch_prices=fetch_prices)
+    ended.clear()
+    names["start_refreshing"](app, 0)
+    assert ended.wait(TIMEOUT)
+    assert runs == [[], ["A refresh failed."]]
 
 
 # Moving from the built-in
@@ -411,6 +592,15 @@ def carry_after_the_request(app: Flask, carry: Carry) -> Any:
     return app.test_client().get("/").headers.get("Vary")
 
 
+def read_g_in_a_teardown_function(app: Flask, carry: Carry) -> Any:
+    seen: list[Any] = []
+    app.teardown_request(lambda _: seen.append(g.get("start")))
+    with app.test_request_context():
+        g.start = 17
+        in_thread(carry(int))
+    return seen
+
+
 class OneSession(SessionInterface):
     """Hands out the same session to all requests, as some stores do."""
 
@@ -451,6 +641,7 @@ MOVES: list[tuple[Callable[[Flask, Carry], Any], Any, Any]] = [
     (run_a_coroutine_function, "/orders", None),
     (await_what_wraps_returns, "/orders", TypeError),
     (carry_after_the_request, None, "Cookie"),
+    (read_g_in_a_teardown_function, [None, 17], [None, 17]),
     (write_to_a_session_that_lives_on, "ada", None),
     (use_the_transaction_of_the_view, True, False),
 ]

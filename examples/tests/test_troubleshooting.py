@@ -152,14 +152,15 @@ def test_a_view_that_imports_a_module_is_refused(
 
 
 def test_a_result_in_place_of_a_function_is_refused(app: Flask) -> None:
-    """`carry_context() takes a function, not 'NoneType'`"""
-    numbers: list[int] = []
-    with app.test_request_context():
-        result: Any = numbers.append(17)  # type: ignore[func-returns-value]
-        with fails("carry_context() takes a function, not 'NoneType'"):
-            carry_context(result)
-        carry_context(numbers.append)(18)
-    assert numbers == [17, 18]
+    """`carry_context() takes a function, not 'NoneType'`, `not 'coroutine'` or `not 'int'`"""
+    coroutine = async_path()
+    results: dict[str, Any] = {"NoneType": None, "coroutine": coroutine, "int": 17}
+    with app.test_request_context("/orders"):
+        for name, result in results.items():
+            with fails(f"carry_context() takes a function, not {name!r}"):
+                carry_context(result)
+        assert carry_context(path)() == "/orders"
+    coroutine.close()
 
 
 def test_a_generator_function_is_refused(app: Flask) -> None:
@@ -292,6 +293,23 @@ def test_a_template_shows_a_guest(
         seen = in_thread(carry_context(greet))
     assert seen == (["Hello ada", False] if cured else ["Hello guest", True])
     assert ("g.user stays with the view" in caplog.text) is not cured
+
+
+def test_a_template_hides_why_a_name_is_missing(
+    app: Flask, db: Any, account: Any, cured: bool
+) -> None:
+    """`'flask.ctx._AppCtxGlobals object' has no attribute 'user'`"""
+
+    def greet() -> str:
+        if cured and "user" not in g:
+            g.user = db.session.get(account, 1)
+        return flask.render_template_string("Hello {{ g.user.name }}")
+
+    with app.test_request_context():
+        g.user = db.session.get(account, 1)
+        said = "'flask.ctx._AppCtxGlobals object' has no attribute 'user'"
+        with fails(said, unless=cured):
+            assert in_thread(carry_context(greet)) == "Hello ada"
 
 
 def test_a_teardown_function_misses_a_name(app: Flask, cured: bool) -> None:
