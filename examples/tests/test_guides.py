@@ -344,6 +344,22 @@ def test_a_mail_is_written_in_the_users_language(
     assert mail == ["ada@localhost", "1.234,5 at https://shop/users"]
 
 
+MAILING_SHOP = """
+from flask import Flask, request
+
+from ctxcarry import carry_context
+
+app = Flask(__name__)
+"""
+
+
+def test_a_mail_that_waits_does_not_keep_the_process_alive(tmp_path: Path) -> None:
+    (recipe,) = snippets(section(RECIPES, "## An email in the user's language"))
+    post = 'app.test_client().post("/users", data={"address": "ada@localhost"})'
+    code = f"{MAILING_SHOP}{recipe}\nprint({post}.json)"
+    assert run_program(tmp_path, "-c", code) == "{'state': 'signed up'}\n"
+
+
 def test_a_long_task_stops_when_it_is_told_to(
     app: Flask, pool: ThreadPoolExecutor, run_recipe: RunRecipe
 ) -> None:
@@ -365,7 +381,7 @@ def test_a_long_task_that_was_never_stopped_leaves_nothing_behind(
     assert client.post(f"/stop/{key}").status_code == 404
 
 
-def ask(address: str, body: bytes | None = None, **headers: str) -> str:
+def ask(address: str, body: bytes | None = None, /, **headers: str) -> str:
     """Get a page, or post a body to it."""
     browser = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     browser.addheaders = list(headers.items())
@@ -594,7 +610,11 @@ def carry_after_the_request(app: Flask, carry: Carry) -> Any:
 
 def read_g_in_a_teardown_function(app: Flask, carry: Carry) -> Any:
     seen: list[Any] = []
-    app.teardown_request(lambda _: seen.append(g.get("start")))
+
+    @app.teardown_request
+    def note(_: object) -> None:
+        seen.append(g.get("start"))
+
     with app.test_request_context():
         g.start = 17
         in_thread(carry(int))
