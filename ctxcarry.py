@@ -87,7 +87,8 @@ def carry_context(func: Callable[P, R], /) -> Callable[P, R]:
     :raises RuntimeError: If no context is active, or if this is called at the top level
         of a module that is imported during a request.
     """
-    _check_callable(func)
+    flags = _code_flags(func)
+    _check_callable(func, flags)
     _check_app_context()
     snapshot = _Snapshot()
     if snapshot.request is not None:
@@ -106,8 +107,7 @@ def carry_context(func: Callable[P, R], /) -> Callable[P, R]:
             coroutine = call.cv_context.run(func, *args, **kwargs)
             return await _StepsInContext(call, coroutine)
 
-    is_async = _code_flags(func) & inspect.CO_COROUTINE
-    wrapper: Any = carried_async if is_async else carried
+    wrapper: Any = carried_async if flags & inspect.CO_COROUTINE else carried
     _update_wrapper(wrapper, func)
     return cast("Callable[P, R]", wrapper)
 
@@ -529,6 +529,8 @@ _MOST_VALUES = 100
 
 def _stays_with_view(value: object) -> bool:
     """Return whether a value belongs to the view, or is a container of one that does."""
+    if id(type(value)) in _DATA:
+        return False  # For speed. Most values are such, and need no list.
     values = [value]
     # The list grows while it is read. Values in containers are appended, and count too.
     for each in itertools.islice(values, 1 + _MOST_VALUES):
@@ -586,7 +588,7 @@ def _code_flags(func: Any) -> int:
     return 0
 
 
-def _check_callable(func: Any) -> None:
+def _check_callable(func: Any, flags: int) -> None:
     """Refuse what is not callable, and generator functions, which run later."""
     if not callable(func):
         raise TypeError(
@@ -594,7 +596,7 @@ def _check_callable(func: Any) -> None:
             " function itself, as in carry_context(task). Don't pass the result of calling"
             " it, a Thread, or a Future."
         )
-    if _code_flags(func) & (inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR):
+    if flags & (inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR):
         raise TypeError(
             f"carry_context() cannot carry the generator function {func!r}. Its body"
             " runs later, without the context. Wrap the function that iterates over it."
