@@ -1,9 +1,10 @@
-"""The ways to carry: what each makes of a function in a view."""
+"""The five ways to wrap a function in a view, so that it runs in another thread."""
 
 import contextvars
 import functools
 import importlib
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -20,7 +21,7 @@ Task = Callable[..., Any]
 TIMEOUT = 5
 
 
-class Way:
+class Way(ABC):
     """One way to run a function in a pool or in a thread with what the view has."""
 
     name = ""
@@ -29,8 +30,9 @@ class Way:
         self.app = app
         self.pool = ThreadPoolExecutor(4)  # Its own, as some leave contexts behind.
 
+    @abstractmethod
     def wrap(self, func: Task) -> Task:
-        raise NotImplementedError
+        """Wrap a function, in the view."""
 
     def thread(self, func: Task) -> threading.Thread:
         return threading.Thread(target=self.wrap(func))
