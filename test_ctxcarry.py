@@ -1234,6 +1234,29 @@ def test_teardown_functions_find_what_the_task_has_set_and_nothing_carried(
         assert vars(g) == before
 
 
+def test_g_answers_in_a_task_as_it_does_in_the_view(app: Flask) -> None:
+    def ask() -> list[Any]:
+        return [
+            g.get("missing"),
+            g.get("missing", "default"),
+            g.get("theme", "default"),
+            g.setdefault("unset"),
+            g.setdefault("size", 1),
+            g.setdefault("theme", "default"),
+            g.pop("size"),
+            g.pop("missing", "default"),
+            repr(error_of(lambda: g.pop("missing"))),
+            repr(error_of(lambda: g.missing)),
+            ["unset" in g, "size" in g],
+            sorted(g),
+            copy.copy(vars(g)),
+        ]
+
+    with app.test_request_context():
+        g.theme = "dark"
+        assert in_thread(carry_context(ask)) == ask()
+
+
 def test_a_receiver_can_change_what_is_carried(app: Flask, tearing: Tearing) -> None:
     def receive(_: Flask, **__: Any) -> None:
         g.pop("removed")
