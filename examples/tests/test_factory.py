@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from factory import create_app, tasks
 from flask import Flask
-from helpers import TIMEOUT, Late
+from helpers import Late
 
 ACME = {"Shop": "acme"}
 
