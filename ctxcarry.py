@@ -435,7 +435,9 @@ def _copy_session(session: Any) -> Any:
     """Copy a session, and the containers in its items and attributes."""
     copied = _copy(session)
     if issubclass(type(session), dict):
-        _dict.update(copied, _copy_containers(_dict.copy(session)))
+        # dict.copy() would ask for each item if the class has its own __iter__().
+        items = dict(list(_dict.items(session)))
+        _dict.update(copied, _copy_containers(items))
     copied.__dict__.update(_copy_containers(copied.__dict__))
     return copied
 
@@ -633,7 +635,7 @@ _CALLERS = (
     "flask.helpers",  # Streamed responses.
     "flask.ctx",  # Functions in copy_current_request_context().
     "asgiref.sync",  # Async views.
-    "threading",  # What an async view gathers, or runs in a thread.
+    "concurrent.futures.thread",  # What an async view gathers, or runs in a thread.
     __name__,  # Tasks.
 )
 

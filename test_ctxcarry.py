@@ -447,6 +447,16 @@ class NotingSession(SecureCookieSession):
         return [*self.noted, *self.notes]
 
 
+class Once(SecureCookieSession):
+    """Forgets what has been read."""
+
+    def __iter__(self) -> Iterator[str]:
+        return super().__iter__()
+
+    def __getitem__(self, name: str) -> Any:
+        return self.pop(name)
+
+
 class StandingSession(collections.UserDict[str, Any], SessionMixin):
     """Is no dict, but has one in an attribute."""
 
@@ -475,6 +485,14 @@ def test_a_session_class_of_the_app_saves_nothing_of_a_task(
     store = Store(cls)
     app.session_interface = store
     assert run(app, view) == store.items == {"user": "ada", "cart": ["tea"]}
+
+
+def test_to_carry_a_session_reads_none_of_its_items(app: Flask) -> None:
+    app.session_interface = Store(Once)
+    with app.test_request_context():
+        assert in_thread(carry_context(lambda: session["user"])) == "ada"
+        assert session["user"] == "ada"
+        assert "user" not in session
 
 
 def test_containers_in_the_session_are_the_tasks_own(app: Flask) -> None:
@@ -1806,7 +1824,16 @@ create_app()
     ],
 )
 def test_a_module_can_carry_a_job_for_its_start(lazy_import: Import, text: str) -> None:
-    assert in_thread(lazy_import(MODULE + text).job) is None
+    jobs: list[Callable[[], None]] = []
+
+    def import_it() -> None:
+        jobs.append(lazy_import(MODULE + text).job)
+
+    import_it()
+    thread = threading.Thread(target=import_it)  # As a reloader or a server may do.
+    thread.start()
+    thread.join(TIMEOUT)
+    assert [in_thread(job) for job in jobs] == [None, None]
 
 
 def test_a_module_can_carry_an_app_context(app: Flask, lazy_import: Import) -> None:
